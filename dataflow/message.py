@@ -1,0 +1,155 @@
+"""What travels in a channel: batches of rows, and the control items between them.
+
+A batch is a set of Arrow columns of equal length. Columns are kept in a dict, not in a RecordBatch: select,
+derive, drop and rename then cost nothing, and a column may be dictionary-encoded inside the engine though its
+logical type is plain. The hard part is *where a row stands*: results must not depend on how a partition was
+cut or who decoded which part, so a batch says which unit of which partition it is, and (only where a later
+step asks for it) the position of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NewType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+TimeUs = NewType("TimeUs", int)
+"""Event time: microseconds since 1970 UTC."""
+Offset = NewType("Offset", int)
+"""A record's number in its partition."""
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+TIME_MIN_US = TimeUs(-(2**63) + 1)
+TIME_MAX_US = TimeUs(2**63 - 1)
+"""The watermark of an input that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a batch comes from: the unit (an ordered part) of a partition (a number unique in the job).
+
+    Units are handed out to workers in order and may be decoded in any. `sequence` counts the units of all
+    partitions of a source in the order of handing out; `last` marks a unit's final batch.
+    """
+
+    partition: int
+    unit: int
+    sequence: int
+    last: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one unit of one partition, as columns.
+
+    `watermark_before_us` is None when no row is behind the watermark of its own partition (the usual case),
+    else W_p before each row. `positions` (order inside the partition, unique in the job) is None unless the
+    plan asked for it.
+    """
+
+    columns: dict[str, pa.Array]
+    num_rows: int
+    place: Place
+    watermark_before_us: Int64Array | None = None
+    positions: Int64Array | None = None
+    time_us: Int64Array | None = field(default=None, repr=False)
+    """Event time of each row, where a step has computed it already."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self.columns.values())
+
+    def with_columns(self, columns: dict[str, pa.Array]) -> Batch:
+        """The same rows with other columns."""
+        return Batch(columns, self.num_rows, self.place, self.watermark_before_us, self.positions, self.time_us)
+
+    def filter(self, mask: pa.BooleanArray, kept: int) -> Batch:
+        """The rows where `mask` is true (null is not); `kept` is their number."""
+        keep = None
+
+        def plain(array: Int64Array) -> Int64Array:
+            nonlocal keep
+            keep = mask.fill_null(False).to_numpy(zero_copy_only=False) if keep is None else keep
+            return array[keep]
+
+        return self._rows(lambda column: column.filter(mask), plain, kept)
+
+    def without(self, rows: BoolArray) -> Batch:
+        """The rows where `rows` is false."""
+        keep = ~rows
+        return self.filter(pa.array(keep), int(np.count_nonzero(keep)))
+
+    def take(self, rows: Int64Array) -> Batch:
+        """The rows with these numbers, in this order."""
+        indices = pa.array(rows)
+        return self._rows(lambda column: column.take(indices), lambda array: array[rows], len(rows))
+
+    def slice(self, start: int, length: int) -> Batch:
+        """`length` rows from `start` on, without a copy."""
+        end = start + length
+        part = self._rows(lambda column: column.slice(start, length), lambda array: array[start:end], length)
+        if self.place.last and end < self.num_rows:
+            part.place = replace(self.place, last=False)
+        return part
+
+    def _rows(
+        self, arrow: Callable[[pa.Array], pa.Array], plain: Callable[[Int64Array], Int64Array], num_rows: int
+    ) -> Batch:
+        return Batch(
+            {name: arrow(column) for name, column in self.columns.items()},
+            num_rows,
+            self.place,
+            None if self.watermark_before_us is None else plain(self.watermark_before_us),
+            None if self.positions is None else plain(self.positions),
+            None if self.time_us is None else plain(self.time_us),
+        )
+
+    def to_record_batch(self, schema: pa.Schema) -> pa.RecordBatch:
+        """The rows with plain columns in the order and types of `schema`."""
+        return pa.RecordBatch.from_arrays([plain(self.columns[f.name], f.type) for f in schema], schema=schema)
+
+
+def plain(column: pa.Array, logical: pa.DataType) -> pa.Array:
+    """The column in its logical type: decoded, if it is dictionary-encoded inside the engine."""
+    return column if column.type.equals(logical) else column.cast(logical)
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """No more rows with an event time before `time_us` come through this channel."""
+
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """No more batches of units before `sequence` come through this channel."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """The border between epoch `epoch` and the next one."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing more comes through this channel.
+
+    `flush` is true when the input has ended for good (open windows close), false when the run was stopped.
+    """
+
+    flush: bool
+
+
+Message = Batch | Watermark | Progress | Barrier | End

@@ -1,0 +1,324 @@
+"""The contract of operators, told by the life of one.
+
+A *spec* (frozen, checked when built) says what a step means: its output type, the columns it needs, how
+`explain` shows it. The planner fuses specs into stages; every task of a stage builds its own *operator* from
+the spec. An operator gets batches and watermarks in order from one thread at a time and hands on what it
+makes through an `Output`; it never blocks, opens a file, or reads a clock. A source hands out *splits*: the
+ordered parts of a partition, which any worker may decode; a sink writes, prepares, and commits by epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.errors import NameNotFoundError
+from dataflow.expr import Bad
+from dataflow.message import Batch, BoolArray
+from dataflow.system import System
+
+UNIT_ROWS = 65_536
+"""Rows of a unit where a source may choose: large enough that Python per batch does not show, small enough for the cache."""
+
+
+# ── sources ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some decoded rows of a split.
+
+    `first_position` orders the rows inside their partition (row i stands at `first_position + i`, and rows of
+    later parts stand higher); it need not be dense.
+    """
+
+    columns: dict[str, pa.Array]
+    num_rows: int
+    first_position: int
+
+
+class Split(Protocol):
+    """An ordered part of a partition (a Parquet row group, a block of a CSV file). Any worker may decode it."""
+
+    def read(self) -> Iterator[Rows]:
+        """Decode the part; at least one `Rows` of any size, in order. Called once, from one thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A source's answer when there is nothing to read now, but there may be later."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """What a run needs of a source: the columns (in this order), and which may stay dictionary-encoded."""
+
+    columns: tuple[str, ...]
+    dictionary: frozenset[str]
+    system: System
+    store: object | None = None
+    """The run's store, for topics read without one of their own."""
+
+
+class SplitSource(Protocol):
+    """A source inside dataflow. `name` is user-visible; `schema` has the logical (plain) types."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bounded(self) -> bool: ...
+    @property
+    def blocking(self) -> bool:
+        """True when handing out a split may wait for somebody else (a generator, a socket): it gets a thread."""
+        ...
+
+    def schema(self, system: System) -> pa.Schema:
+        """The columns and their logical types. Called when the pipeline is built; may read the head of a file."""
+        ...
+
+    def partitions(self, request: ReadRequest) -> Sequence[str]:
+        """The names of the partitions, in order."""
+        ...
+
+    def splits(self, partition: int, request: ReadRequest) -> Iterator[Split | Idle]:
+        """The parts of a partition in order. The iterator is advanced by one thread at a time."""
+        ...
+
+    def identity(self) -> tuple[object, ...]:
+        """What makes it the same source in another run (for the graph hash): paths, topic, options."""
+        ...
+
+
+# The protocol for sources of users (`flow.read(source)`): one reader a partition, no splits.
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfInput:
+    """A reader's answer when its partition has ended for good."""
+
+
+@runtime_checkable
+class SourceReader(Protocol):
+    """One open partition of a user's source. Driven by one task at a time; should not block."""
+
+    def read(self, rows_max: int) -> pa.RecordBatch | Idle | EndOfInput: ...
+    def position(self) -> object: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A user's source: `schema`, named partitions, a reader for each.
+
+    Optional attributes: `name` (str), `bounded` (bool, default True), `blocking` (bool, default False).
+    """
+
+    @property
+    def schema(self) -> pa.Schema: ...
+    def partitions(self) -> Sequence[str]: ...
+    def open(self, partition: str, position: object | None) -> SourceReader: ...
+
+
+# ── sinks ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where results go. Driven by one thread of its own, so `write` may block.
+
+    An epoch is `write*` then `prepare(epoch)`, which makes what was written durable but not visible and
+    returns a handle; after the store's commit `commit(handle)` makes it visible and must be repeatable.
+    `abort(handle)` takes an epoch back; `None` means what was written but not prepared. `close()` is optional.
+    """
+
+    def open(self, epoch: int) -> None: ...
+    def write(self, batch: pa.RecordBatch) -> None: ...
+    def prepare(self, epoch: int) -> object: ...
+    def commit(self, handle: object) -> None: ...
+    def abort(self, handle: object) -> None: ...
+
+
+# ── steps ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class EventTime:
+    """The column that tells when a row happened; the rows of a closed window happened one tick before its end."""
+
+    column: str
+    minus_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamType:
+    """What is known of a stream before it runs.
+
+    `order_keys` is None for rows in the order of their source; rows that a keyed step made have no source
+    position: they are ordered by event time and then by these columns.
+    """
+
+    schema: pa.Schema
+    event_time: EventTime | None = None
+    bounded: bool = True
+    order_keys: tuple[str, ...] | None = None
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """The ledger of one step: where each of its input rows went, and what came out.
+
+    in = passed + filtered + late + dead + folded + held, and out = passed + produced.
+    """
+
+    rows_in: int = 0
+    passed: int = 0
+    filtered: int = 0
+    late: int = 0
+    dead: int = 0
+    folded: int = 0
+    held: int = 0
+    produced: int = 0
+
+    def add(self, other: StepCounts) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Receiver:
+    """Whatever batches can be handed to: an operator, an edge to other tasks, or nobody (this class)."""
+
+    def on_batch(self, batch: Batch) -> None:
+        """Some more rows; empty batches come too, since they tell that a unit is complete."""
+
+    def on_watermark(self, time_us: int) -> None:
+        """No more rows with an event time before `time_us` will come."""
+
+    def on_progress(self, sequence: int) -> None:
+        """No more rows of units before `sequence` will come."""
+
+    def on_end(self) -> None:
+        """The input has ended for good: emit all that is held. Not called when a run is stopped."""
+
+
+@dataclass(slots=True)
+class OperatorContext:
+    """What a task gives to an operator when it builds it.
+
+    `shared(key, make)` returns one object for all tasks of the job; `wake()` lets sleeping workers look again.
+    """
+
+    system: System
+    step: str
+    counts: StepCounts
+    wake: Callable[[], None]
+    shared: Callable[[object, Callable[[], object]], object]
+
+
+class Operator(Receiver):
+    """The running logic of one step in one task. By default everything passes."""
+
+    def __init__(self, context: OperatorContext) -> None:
+        self.context = context
+        self.counts = context.counts
+        self.out: Receiver = Receiver()
+        self.late: Receiver = Receiver()
+        self.errors: Receiver = Receiver()
+
+    @property
+    def settled(self) -> bool:
+        """False while the operator holds rows that wait for another task; a barrier waits for it."""
+        return True
+
+    def turn(self) -> bool:
+        """Move rows that waited for another task; true when some moved."""
+        return False
+
+    def on_watermark(self, time_us: int) -> None:
+        self.out.on_watermark(time_us)
+
+    def on_progress(self, sequence: int) -> None:
+        for port in (self.out, self.late, self.errors):
+            port.on_progress(sequence)
+
+    def on_end(self) -> None:
+        for port in (self.out, self.late, self.errors):
+            port.on_end()
+
+
+class OperatorSpec:
+    """What a step means. Frozen; a wrong one fails here, when the pipeline is built."""
+
+    verb: ClassVar[str]
+    """The name users type."""
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        """The type of the main output; raises ProgramError when the step does not fit its inputs."""
+        raise NotImplementedError
+
+    def side_type(self, port: str, inputs: Sequence[StreamType]) -> StreamType:
+        """The type of `late` or `errors`; every step has errors."""
+        if port != "errors":
+            raise NameNotFoundError(f"`{self.verb}` has no `{port}` rows")
+        return error_type(inputs[0])
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        """The input columns that are needed when only `wanted` of the output are."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The step as `explain` shows it, without its verb."""
+        raise NotImplementedError
+
+    def identity(self) -> tuple[object, ...]:
+        """What makes it the same step in another run; plain values only."""
+        return (self.verb, self.describe())
+
+
+class StatelessSpec(OperatorSpec):
+    """A step that treats each row alone; it is fused into the stage of its input."""
+
+    def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
+        """The running logic; `input_type` has the columns that were read, `wanted` the output columns that are used."""
+        raise NotImplementedError
+
+
+ERROR_FIELDS = (
+    pa.field("error_code", pa.string()),
+    pa.field("error_message", pa.string()),
+    pa.field("error_step", pa.string()),
+    pa.field("error_position", pa.string()),
+    pa.field("error_raw", pa.binary()),
+)
+
+
+def error_type(input_type: StreamType) -> StreamType:
+    """Rows that a step could not compute: their columns, and why."""
+    fields = [f for f in input_type.schema if not f.name.startswith("error_")]
+    return StreamType(pa.schema([*fields, *ERROR_FIELDS]), None, input_type.bounded, input_type.order_keys)
+
+
+def send_errors(batch: Batch, bad: Iterable[Bad], operator: Operator) -> BoolArray | None:
+    """Send the bad rows of a batch to the operator's errors; returns which rows those are, None for none.
+
+    A row that failed in several ways is reported once, with the first reason.
+    """
+    seen = np.zeros(batch.num_rows, dtype=np.bool_)
+    for one in bad:
+        fresh = one.mask & ~seen
+        seen |= one.mask
+        if count := int(np.count_nonzero(fresh)):
+            operator.counts.dead += count
+            operator.errors.on_batch(_error_rows(batch.filter(pa.array(fresh), count), one, operator.context.step))
+    return seen if seen.any() else None
+
+
+def _error_rows(batch: Batch, bad: Bad, step: str) -> Batch:
+    why = {"error_code": bad.code, "error_message": bad.message, "error_step": step}
+    columns = {name: column for name, column in batch.columns.items() if not name.startswith("error_")}
+    for f in ERROR_FIELDS:
+        columns[f.name] = pa.repeat(pa.scalar(why.get(f.name), f.type), batch.num_rows)
+    return batch.with_columns(columns)
