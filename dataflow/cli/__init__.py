@@ -1,0 +1,77 @@
+"""The command line: `dataflow run | explain | log …`, one file a command.
+
+Messages go to stderr and results to stdout. The exit code is the hard part, since scripts and service managers
+act on it: 0 all input read, or endless input stopped by SIGTERM and committed; 1 the run failed; 2 wrong program
+or wrong use; 3 bounded input stopped by SIGTERM; 130 after Ctrl-C; 143 after a second SIGTERM. A user's
+exception shows the user's traceback, ours show none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from dataflow.cli import explain, log, run
+from dataflow.cli.program import user_traceback
+from dataflow.errors import DataflowError, ProgramError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""Where a command adds its parser; argparse has no public name for it."""
+EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` is without the program's name."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as asked:  # argparse has printed help (0) or what is wrong (2)
+        return int(asked.code or 0)
+    try:
+        code: int = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except DataflowError as error:
+        print(_told(error), file=sys.stderr)
+        return EXIT_WRONG_USE if isinstance(error, ProgramError) else EXIT_FAILED
+
+
+def _told(error: DataflowError) -> str:
+    """The error, after the traceback of the user's exception that caused it, if one did."""
+    cause = error.__cause__
+    before = "" if cause is None or isinstance(cause, DataflowError) else user_traceback(cause)
+    return f"{before}{error}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dataflow", description="Event-time pipelines, run from a file.")
+    parser.add_argument("--version", action=_Version, help="print the version and leave")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (run, explain, log):
+        command.add_to(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"dataflow {version('dataflow-streams')}")
+        except PackageNotFoundError:
+            print("dataflow (run from its source folder, not installed)")
+        parser.exit()

@@ -1,0 +1,173 @@
+"""`dataflow log ls | cat`: what is in a store.
+
+A terminal gets a table; a pipe gets CSV, so that the next program can read it; `--json` gives JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+import dataflow
+from dataflow.errors import NameNotFoundError, ProgramError, did_you_mean
+
+if TYPE_CHECKING:
+    from dataflow.cli import Commands
+
+FORMATS = ("table", "csv", "jsonl")
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("log", help="look into a store")
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    ls = actions.add_parser("ls", help="list the topics")
+    ls.set_defaults(command=list_topics)
+    cat = actions.add_parser("cat", help="print the rows of a topic")
+    cat.add_argument("topic", metavar="TOPIC")
+    cat.add_argument("--limit", type=_limit, metavar="N", help="the first N rows only")
+    cat.set_defaults(command=cat_topic)
+    for action in (ls, cat):
+        action.add_argument(
+            "--store", type=Path, metavar="DIR", help="the store (default: the current folder, if it is one)"
+        )
+        action.add_argument("--format", choices=FORMATS, help="default: table on a terminal, csv into a pipe")
+        action.add_argument(
+            "--json", action="store_const", const="jsonl", dest="format", help="short for --format jsonl"
+        )
+
+
+def list_topics(arguments: argparse.Namespace) -> int:
+    store = _store(arguments.store)
+    topics = [store.topic(name) for name in store.topics()]
+    listed = pa.table(
+        {
+            "topic": pa.array([topic.name for topic in topics], pa.string()),
+            "rows": pa.array([topic.rows for topic in topics], pa.int64()),
+            "partitions": pa.array([topic.partitions for topic in topics], pa.int64()),
+        }
+    )
+    _write(listed, arguments.format)
+    return 0
+
+
+def cat_topic(arguments: argparse.Namespace) -> int:
+    store = _store(arguments.store)
+    if arguments.topic not in store.topics():
+        guess = did_you_mean(arguments.topic, store.topics())
+        raise NameNotFoundError(
+            f"there is no topic `{arguments.topic}` in the store",
+            help=(f"did you mean `{guess}`? " if guess else "") + f"(topics: {', '.join(store.topics()) or 'none'})",
+        )
+    rows = store.read(arguments.topic)
+    _write(rows if arguments.limit is None else rows.slice(0, arguments.limit), arguments.format)
+    return 0
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
+
+
+def _store(path: Path | None) -> dataflow.Store:
+    folder = path or Path()
+    if not (folder / "catalog.db").is_file():
+        raise ProgramError(
+            f"{folder.absolute()} is not a store",
+            code="DF0605",
+            help="give --store DIR, the folder that `dataflow run --store DIR` wrote",
+        )
+    return dataflow.Store(folder)
+
+
+def _write(rows: pa.Table, format: str | None) -> None:
+    """Print the rows in a format of FORMATS."""
+    match format or ("table" if sys.stdout.isatty() else "csv"):
+        case "table":
+            _write_table(rows)
+        case "csv":
+            _write_csv(rows)
+        case "jsonl":
+            for line in json_lines(rows):
+                print(line)
+
+
+def _write_table(rows: pa.Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for field in rows.schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        table.add_column(escape(field.name), justify="right" if number else "left", no_wrap=True)
+    for values in zip(*(_texts(column) for column in rows.columns), strict=True):
+        table.add_row(*map(escape, values))
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)  # a pipe has no width to fit into
+    console.print(table)
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """The values as people read them."""
+    if pa.types.is_timestamp(column.type):
+        # Arrow writes what a `datetime` cannot hold (years beyond 9999); whole seconds need no fraction.
+        texts = column.cast(pa.string()).to_pylist()
+        whole = all(text is None or text.rstrip("Z").endswith(".000000") for text in texts)
+        return ["" if text is None else text.replace(".000000", "") if whole else text for text in texts]
+    if pa.types.is_floating(column.type):
+        return ["" if value is None else f"{value:.6g}" for value in column.to_pylist()]
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
+def _write_csv(rows: pa.Table) -> None:
+    from pyarrow import csv
+
+    nested = [field.name for field in rows.schema if pa.types.is_nested(field.type)]
+    for name in nested:  # CSV has no lists: they are written as JSON
+        texts = [None if value is None else json.dumps(_jsonable(value)) for value in rows[name].to_pylist()]
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    sys.stdout.flush()
+    csv.write_csv(rows, sys.stdout.buffer)
+
+
+def json_lines(rows: pa.Table) -> Iterator[str]:
+    """A JSON object for each row; times as ISO 8601, what JSON lacks (NaN, infinity, bytes) as text."""
+    for batch in rows.to_batches():
+        columns = [_json_column(column) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield json.dumps(dict(zip(rows.schema.names, values, strict=True)), ensure_ascii=False)
+
+
+def _json_column(column: pa.Array) -> list[object]:
+    if pa.types.is_timestamp(column.type):
+        return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
+    return [_jsonable(value) for value in column.to_pylist()]
+
+
+def _jsonable(value: object) -> object:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case bytes():
+            return value.hex()
+        case Decimal():
+            return str(value)
+        case list():
+            return [_jsonable(one) for one in value]
+        case dict():
+            return {str(key): _jsonable(one) for key, one in value.items()}
+        case _:
+            return str(value)

@@ -1,0 +1,84 @@
+"""`dataflow run FILE.py[:name]`: run a program until its input ends or a signal stops it.
+
+The runtime owns the signals (the first one commits and leaves); this file turns what it reports into an exit code
+and one line for people on stderr, or one JSON object for machines on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
+from dataflow.errors import DataflowError
+
+if TYPE_CHECKING:
+    from dataflow.cli import Commands
+    from dataflow.pipeline import RunResult
+
+EXIT_FAILED = 1
+EXIT_CUT_SHORT = 3
+EXIT_INTERRUPTED = 130
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("run", help="run a program")
+    add_program_to(parser)
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where topics and commits are kept")
+    parser.add_argument("--workers", type=_workers, metavar="N", help="worker threads (default: the number of cores)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    pipeline = load_pipeline(arguments.program)
+    try:
+        result = pipeline.run(store=arguments.store, workers=arguments.workers)
+    except DataflowError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it came out of the user's program
+        print(user_traceback(error), end="", file=sys.stderr)
+        return EXIT_FAILED
+    if arguments.json:
+        print(json.dumps(_facts(pipeline.name, result)))
+    else:
+        print(_summary(pipeline.name, result), file=sys.stderr)
+    return exit_code(result.stopped, bounded=result.bounded)
+
+
+def exit_code(stopped: str | None, *, bounded: bool) -> int:
+    """What a run that did not fail exits with.
+
+    >>> exit_code(None, bounded=True), exit_code("SIGTERM", bounded=False), exit_code("SIGTERM", bounded=True)
+    (0, 0, 3)
+    """
+    if stopped == "SIGINT":
+        return EXIT_INTERRUPTED
+    return EXIT_CUT_SHORT if stopped is not None and bounded else 0
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: give 1 or more")
+    return int(text)
+
+
+def _facts(name: str, result: RunResult) -> dict[str, object]:
+    return {
+        "pipeline": name,
+        "rows_in": result.rows_in,
+        "rows_out": result.rows_out,
+        "seconds": round(result.seconds, 6),
+        "epochs": result.epochs,
+        "stopped": result.stopped,
+        "ledger": result.ledger,
+    }
+
+
+def _summary(name: str, result: RunResult) -> str:
+    how = f", stopped by {result.stopped} (open windows stay open)" if result.stopped else ""
+    epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
+    return f"{name}: {result.rows_in:,} rows in, {result.rows_out:,} rows out, {epochs}, {result.seconds:.2f} s{how}"
