@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+ORDINALS_PER_PARTITION = 1_000_000
+"""A row's `ordinal` is unique in the whole stream; a partition's first one is a multiple of this."""
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 YEAR_1_US = -62_135_596_800_000_000
 YEAR_9999_US = 253_402_300_000_000_000
@@ -88,10 +90,13 @@ def tables(
     """The partitions by name. The second is shorter, so that it ends (or lags) while the first goes on."""
     chance = random.Random(seed)
     sizes = {"p0": rows, "p1": chance.randrange(rows // 3, rows)}
-    return {name: _table(random.Random(f"{seed}/{name}"), size, null_times, floats) for name, size in sizes.items()}
+    return {
+        name: _table(random.Random(f"{seed}/{name}"), size, number * ORDINALS_PER_PARTITION, null_times, floats)
+        for number, (name, size) in enumerate(sizes.items())
+    }
 
 
-def _table(chance: random.Random, rows: int, null_times: bool, floats: Sequence[float | None]) -> pa.Table:
+def _table(chance: random.Random, rows: int, first: int, null_times: bool, floats: Sequence[float | None]) -> pa.Table:
     at: list[int | None] = list(TimeWalk(chance, rows))
     if null_times:
         at = [None if chance.random() < 0.05 else time for time in at]
@@ -105,7 +110,7 @@ def _table(chance: random.Random, rows: int, null_times: bool, floats: Sequence[
         "small": [None if chance.random() < 0.1 else chance.randrange(-50, 50) for _ in range(rows)],
         "extreme": chance.choices((None, INT64_MIN, INT64_MAX, 0, -1), k=rows),
         "label": chance.choices(LABELS, k=rows),
-        "ordinal": list(range(rows)),
+        "ordinal": list(range(first, first + rows)),
     }
     return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCHEMA}, schema=SCHEMA)
 

@@ -28,7 +28,7 @@ _OUR_FOLDERS = tuple({str(_PACKAGE), *(str((_PACKAGE / name).resolve()) for name
 class BrokenProgramError(ProgramError):
     """The user's file raised while it was being executed; the message is their traceback."""
 
-    code = "DF0204"
+    code = "DF0220"
 
     def __str__(self) -> str:
         return self.message
@@ -79,10 +79,10 @@ def _split(program: str) -> tuple[Path, str]:
         path, name = program, ""
     if not Path(path).is_file():
         raise ProgramError(
-            f"there is no file {path}", code="DF0203", help="give a Python file: pipeline.py or pipeline.py:name"
+            f"there is no file {path}", code="DF0221", help="give a Python file: pipeline.py or pipeline.py:name"
         )
     if Path(path).suffix != ".py":
-        raise ProgramError(f"{path} is not a Python file", code="DF0203", help="give a file whose name ends in .py")
+        raise ProgramError(f"{path} is not a Python file", code="DF0221", help="give a file whose name ends in .py")
     return Path(path), name
 
 
@@ -103,12 +103,12 @@ def _only(module: ModuleType, path: Path) -> Pipeline:
     if not found:
         raise ProgramError(
             f"{path} makes no Pipeline",
-            code="DF0203",
+            code="DF0221",
             help=f'end it with `pipeline = flow.Pipeline("{path.stem}", sink)`, or name a function: {path}:name',
         )
     raise ProgramError(
         f"{path} makes {len(distinct)} Pipelines: {', '.join(found)}",
-        code="DF0203",
+        code="DF0221",
         help=f"say which one, as in {path}:{next(iter(found))}",
     )
 
@@ -130,7 +130,7 @@ def _named(module: ModuleType, path: Path, name: str) -> Pipeline:
     if not isinstance(value, dataflow.Pipeline):
         raise ProgramError(
             f"`{name}` in {path} is a {type(value).__name__}, not a Pipeline",
-            code="DF0203",
+            code="DF0221",
             help="name a Pipeline, or a function that returns one and needs no arguments",
         )
     return value

@@ -1,0 +1,122 @@
+"""`dataflow run`: what it prints where, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import programs
+from tests.cli.conftest import Cli, environment
+
+Program = Callable[..., Path]
+
+
+def test_a_program_runs_into_a_topic_that_can_be_read_back(cli: Cli, program: Program) -> None:
+    program(programs.WORDS)
+    ran = cli("run", "program.py", "--store", "store", "--workers", "2")
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    assert "words: 3 rows in, 3 rows out" in ran.stderr
+
+    read = cli("log", "cat", "words", "--store", "store", "--json")
+    rows = [json.loads(line) for line in read.stdout.splitlines()]
+    assert [(row["word"], row["n"]) for row in rows] == [("a", 1), ("b", 1), ("a", 1)]
+    assert rows[2]["window_start"].startswith("1970-01-01T00:01:00")
+
+
+def test_json_prints_the_result_on_stdout(cli: Cli, program: Program) -> None:
+    program(programs.WORDS)
+    facts = json.loads(cli("run", "program.py", "--store", "store", "--json").stdout)
+    assert (facts["pipeline"], facts["rows_in"], facts["rows_out"], facts["stopped"]) == ("words", 3, 3, None)
+    assert any(step.startswith("agg") or "window" in step for step in facts["ledger"]), facts["ledger"]
+
+
+def test_a_function_of_the_file_is_named(cli: Cli, program: Program) -> None:
+    program(programs.FUNCTION)
+    assert cli("run", "program.py:build", "--store", "store").returncode == 0
+
+
+def test_of_several_pipelines_one_has_to_be_named(cli: Cli, program: Program) -> None:
+    program(programs.TWO)
+    unnamed = cli("run", "program.py", "--store", "store")
+    assert unnamed.returncode == 2
+    assert "2 Pipelines: pipeline, other" in unnamed.stderr
+    assert cli("run", "program.py:other", "--store", "store").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nowhere.py"], "there is no file nowhere.py"),
+        (["run", "program.py:pipelin"], "did you mean `pipeline`?"),
+        (["run", "program.py:rows"], "is a Stream, not a Pipeline"),
+        (["run", "program.py", "--workers", "0"], "not a number of workers"),
+        (["run"], "FILE.py[:name]"),
+        (["rum", "program.py"], "invalid choice"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_what_to_do(
+    cli: Cli, program: Program, arguments: list[str], said: str
+) -> None:
+    program(programs.WORDS)
+    ran = cli(*arguments)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_exception_while_building_shows_only_the_users_frames(cli: Cli, program: Program) -> None:
+    program("def helper():\n    return 1 / 0\n\nhelper()")
+    ran = cli("run", "program.py")
+    assert ran.returncode == 2
+    assert "ZeroDivisionError" in ran.stderr
+    assert "in helper" in ran.stderr
+    assert "/dataflow/" not in ran.stderr
+
+
+def test_a_wrong_program_shows_the_users_line_and_no_traceback(cli: Cli, program: Program) -> None:
+    program('rows = flow.from_rows([{"price": 1}], {"price": "int64"})\nrows.filter(col.prise > 1)')
+    ran = cli("run", "program.py")
+    assert ran.returncode == 2
+    assert "did you mean `price`?" in ran.stderr
+    assert "program.py:4" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_exception_while_running_exits_with_1_and_shows_the_users_frames(cli: Cli, program: Program) -> None:
+    program(
+        "def broken():\n    yield {'n': 1}\n    raise LookupError('no more')\n"
+        "pipeline = flow.Pipeline('p', flow.from_rows(broken(), {'n': 'int64'}).write_topic('t'))"
+    )
+    ran = cli("run", "program.py", "--store", "store")
+    assert ran.returncode == 1
+    assert "LookupError: no more" in ran.stderr
+    assert "in broken" in ran.stderr
+    assert "/dataflow/" not in ran.stderr
+
+
+def test_the_file_runs_under_a_name_of_its_own_beside_its_neighbours(cli: Cli, program: Program) -> None:
+    program("WORD = 'a'", name="neighbour.py")
+    program("from neighbour import WORD\nassert __name__ == '__dataflow__'" + programs.WORDS)
+    assert cli("run", "program.py", "--store", "store").returncode == 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)])
+def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program, sent: int, code: int) -> None:
+    program(programs.ENDLESS)
+    command = [sys.executable, "-m", "dataflow", "run", "program.py", "--store", "store"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "started" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == code, said
+    assert "stopped by" in said
+    rows = cli("log", "cat", "numbers", "--store", "store", "--json").stdout.splitlines()
+    assert [json.loads(row)["n"] for row in rows] == list(range(len(rows)))
