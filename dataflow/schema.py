@@ -1,0 +1,358 @@
+"""Type names and schemas: `"int"`, `"timestamp[us, UTC]"`, `"list[string]"`, a dataclass, a dict of names.
+
+Users write types in many ways; inside there are only Arrow's. The hard part is to be generous with spellings
+and strict with what the engine cannot do: a dictionary is an encoding, never a logical type, and some types
+cannot be keys. Every column may hold nulls, so `"int?"` is the same type as `"int"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+
+import pyarrow as pa
+
+from dataflow.errors import NameNotFoundError, TypeMismatchError, did_you_mean
+
+UNITS = ("s", "ms", "us", "ns")
+
+_PLAIN_NAMES: dict[str, pa.DataType] = {
+    **{str(type_()): type_() for type_ in (pa.int8, pa.int16, pa.int32, pa.int64)},
+    **{str(type_()): type_() for type_ in (pa.uint8, pa.uint16, pa.uint32, pa.uint64)},
+    "int": pa.int64(),
+    "integer": pa.int64(),
+    "float16": pa.float16(),
+    "halffloat": pa.float16(),
+    "float32": pa.float32(),
+    "float": pa.float64(),
+    "float64": pa.float64(),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+    "boolean": pa.bool_(),
+    "string": pa.string(),
+    "str": pa.string(),
+    "utf8": pa.string(),
+    "large_string": pa.large_string(),
+    "large_utf8": pa.large_string(),
+    "string_view": pa.string_view(),
+    "bytes": pa.binary(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "binary_view": pa.binary_view(),
+    "date": pa.date32(),
+    "date32": pa.date32(),
+    "date32[day]": pa.date32(),
+    "date64": pa.date64(),
+    "date64[ms]": pa.date64(),
+    "datetime": pa.timestamp("us"),
+    "timestamp": pa.timestamp("us"),
+    "time": pa.time64("us"),
+    "time32[s]": pa.time32("s"),
+    "time32[ms]": pa.time32("ms"),
+    "time64[us]": pa.time64("us"),
+    "time64[ns]": pa.time64("ns"),
+    "duration": pa.duration("us"),
+    "null": pa.null(),
+    **{f"duration[{unit}]": pa.duration(unit) for unit in UNITS},
+}
+_PYTHON_TYPES: dict[object, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bytes: pa.binary(),
+    dt.datetime: pa.timestamp("us"),
+    dt.date: pa.date32(),
+    dt.time: pa.time64("us"),
+    dt.timedelta: pa.duration("us"),
+    type(None): pa.null(),
+}
+_SHOWN_NAMES = {
+    "double": "float64",
+    "float": "float32",
+    "halffloat": "float16",
+    "binary": "bytes",
+    "date32[day]": "date",
+    "date64[ms]": "date64",
+    "time64[us]": "time",
+    "duration[us]": "duration",
+}
+_SUGGESTED = (
+    "int64",
+    "float64",
+    "string",
+    "bool",
+    "bytes",
+    "timestamp[us]",
+    "date",
+    "time",
+    "duration",
+    "decimal(18, 2)",
+)
+
+
+# ── types ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_type(obj: object, what: str = "the type") -> pa.DataType:
+    """The Arrow type for a name, a Python type or an Arrow type; `what` names it in an error.
+
+    >>> to_type("list[int?]")
+    ListType(list<item: int64>)
+    """
+    if isinstance(obj, pa.DataType):
+        return _logical(obj, what)
+    if isinstance(obj, str):
+        return _logical(_parsed(obj.strip(), obj, what), what)
+    return _from_annotation(obj, what)
+
+
+def type_name(type: pa.DataType) -> str:
+    """The name of a type as users write it; `to_type` reads it back."""
+    if pa.types.is_timestamp(type):
+        return f"timestamp[{type.unit}]" if type.tz is None else f"timestamp[{type.unit}, {type.tz}]"
+    if pa.types.is_decimal(type):
+        name = "decimal" if pa.types.is_decimal128(type) else f"decimal{type.bit_width}"
+        return f"{name}({type.precision}, {type.scale})"
+    if pa.types.is_list(type):
+        return f"list[{type_name(type.value_type)}]"
+    if pa.types.is_struct(type):
+        return f"struct[{', '.join(f'{f.name}: {type_name(f.type)}' for f in type)}]"
+    if pa.types.is_fixed_size_binary(type):
+        return f"bytes[{type.byte_width}]"
+    return _SHOWN_NAMES.get(str(type), str(type))
+
+
+def _logical(type: pa.DataType, what: str) -> pa.DataType:
+    if pa.types.is_dictionary(type):
+        raise TypeMismatchError(
+            f"{what} is a dictionary, which is an encoding and not a type",
+            help=f'write the type of its values: "{type_name(type.value_type)}"',
+        )
+    return type
+
+
+def _parsed(name: str, whole: str, what: str) -> pa.DataType:
+    """The type that a name means. `whole` is the text the user wrote, for the error."""
+    name = name.strip()
+    if name.endswith("?"):
+        return _parsed(name[:-1], whole, what)
+    if (type := _PLAIN_NAMES.get(name.lower())) is not None:
+        return type
+    match = re.fullmatch(r"(\w+)\s*([\[(<])(.*)[\])>]", name, re.DOTALL)
+    make = _WITH_ARGUMENTS.get(match[1].lower()) if match else None
+    if match is None or make is None:
+        raise _unknown_type(name, whole, what)
+    try:
+        return make(_split_arguments(match[3]), lambda inner: _parsed(inner, whole, what))
+    except (ValueError, TypeError, pa.ArrowInvalid) as error:
+        raise TypeMismatchError(f"{what}: {whole!r} is not a type: {error}") from error
+
+
+def _unknown_type(name: str, whole: str, what: str) -> NameNotFoundError:
+    bare = re.split(r"[\[(<]", name)[0].strip()
+    near = did_you_mean(name, _SUGGESTED) or did_you_mean(bare, [*_PLAIN_NAMES, *_WITH_ARGUMENTS])
+    shown = f"did you mean {near!r}? " if near else ""
+    inside = f" in {whole!r}" if name != whole.strip() else ""
+    return NameNotFoundError(
+        f"{what}: there is no type {name!r}{inside}", help=f"{shown}(types: {', '.join(_SUGGESTED)}, list[T] …)"
+    )
+
+
+def _split_arguments(text: str) -> list[str]:
+    """Split at the commas that are not inside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        depth += (char in "[(<") - (char in "])>")
+        if char == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    return [*parts, text[start:].strip()]
+
+
+def _timestamp(args: list[str], _: object) -> pa.DataType:
+    unit, zones = args[0], args[1:]
+    if unit not in UNITS or len(zones) > 1:
+        raise ValueError("write `timestamp[us]` or `timestamp[us, UTC]`; the units are s, ms, us, ns")
+    return pa.timestamp(unit, tz=zones[0].removeprefix("tz=") if zones else None)
+
+
+def _struct(args: list[str], inner: Callable[[str], pa.DataType]) -> pa.DataType:
+    named = [arg.partition(":") for arg in args]
+    if not all(colon for _, colon, _ in named):
+        raise ValueError("write `struct[name: type, …]`")
+    return pa.struct([(name.strip(), inner(type)) for name, _, type in named])
+
+
+def _list(args: list[str], inner: Callable[[str], pa.DataType]) -> pa.DataType:
+    (item,) = args
+    return pa.list_(inner(item.removeprefix("item:")))
+
+
+def _map(args: list[str], inner: Callable[[str], pa.DataType]) -> pa.DataType:
+    key, value = args
+    return pa.map_(inner(key), inner(value))
+
+
+def _decimal(make: Callable[[int, int], pa.DataType]) -> Callable[[list[str], object], pa.DataType]:
+    def decimal(args: list[str], _: object) -> pa.DataType:
+        precision, *scale = (int(arg) for arg in args)
+        return make(precision, *scale)
+
+    return decimal
+
+
+_WITH_ARGUMENTS: dict[str, Callable[[list[str], Callable[[str], pa.DataType]], pa.DataType]] = {
+    "timestamp": _timestamp,
+    "list": _list,
+    "struct": _struct,
+    "map": _map,
+    "bytes": lambda args, _: pa.binary(int(args[0])),
+    "fixed_size_binary": lambda args, _: pa.binary(int(args[0])),
+    "decimal": _decimal(pa.decimal128),
+    "decimal128": _decimal(pa.decimal128),
+    "decimal256": _decimal(pa.decimal256),
+}
+
+
+def _from_annotation(obj: object, what: str) -> pa.DataType:
+    """The Arrow type of a Python annotation."""
+    try:
+        if (type := _PYTHON_TYPES.get(obj)) is not None:
+            return type
+    except TypeError:  # not hashable, so no type
+        pass
+    origin, args = typing.get_origin(obj), typing.get_args(obj)
+    if origin in (
+        typing.Required,
+        typing.NotRequired,
+        typing.Annotated,
+        typing.ReadOnly if hasattr(typing, "ReadOnly") else None,
+    ):
+        return _from_annotation(args[0], what)
+    if origin in (typing.Union, types.UnionType):
+        others = [arg for arg in args if arg is not type_of_none]
+        if len(others) == 1:
+            return _from_annotation(others[0], what)
+    if origin is list and args:
+        return pa.list_(_from_annotation(args[0], what))
+    if isinstance(obj, str):
+        return to_type(obj, what)
+    if isinstance(obj, pa.DataType):
+        return _logical(obj, what)
+    help = (
+        'write its digits: "decimal(18, 2)"'
+        if obj is Decimal
+        else f"write a type name such as {', '.join(map(repr, _SUGGESTED[:4]))}"
+    )
+    raise TypeMismatchError(f"{what}: {_shown(obj)} is not a type", help=help)
+
+
+type_of_none = type(None)
+
+
+def _shown(obj: object) -> str:
+    return f"`{obj.__name__}`" if isinstance(obj, type) else f"`{obj!r:.60}`"
+
+
+# ── schemas ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_schema(obj: object) -> pa.Schema:
+    """The schema of a pa.Schema, a dict of names and types, a dataclass or a TypedDict.
+
+    >>> to_schema({"id": "int", "at": "timestamp[us, UTC]"}).names
+    ['id', 'at']
+    """
+    if isinstance(obj, pa.Schema):
+        fields = {field.name: field.type for field in obj}
+        if len(fields) != len(obj):
+            twice = next(name for name in obj.names if obj.names.count(name) > 1)
+            raise TypeMismatchError(f"the schema names the column `{twice}` twice", help="rename one of them")
+    elif isinstance(obj, Mapping):
+        fields = dict(obj)
+    elif isinstance(obj, type) and (dataclasses.is_dataclass(obj) or typing.is_typeddict(obj)):
+        fields = _annotations(obj)
+    else:
+        raise TypeMismatchError(
+            f"{_shown(obj)} is not a schema",
+            help='write a dict such as {"id": "int", "price": "float"}, a pa.Schema, a dataclass or a TypedDict',
+        )
+    for name in fields:
+        if not isinstance(name, str):
+            raise TypeMismatchError(f"the schema names a column {name!r}: names are text")
+    return pa.schema([pa.field(name, to_type(type, f"column `{name}`")) for name, type in fields.items()])
+
+
+def _annotations(cls: type) -> dict[str, object]:
+    """The fields of a class with their types; quoted names are looked up where the class was made."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise TypeMismatchError(
+            f"the types of `{cls.__name__}` cannot be looked up: {error}",
+            help="define the class at the top of a module, or write the schema as a dict",
+        ) from error
+    if dataclasses.is_dataclass(cls):
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return hints
+
+
+# ── columns and keys ─────────────────────────────────────────────────────────────────────────────────────
+
+COLUMNS_SHOWN_MAX = 20
+"""In an error; more hide the one that was meant."""
+
+
+def column_not_found(name: str, known: typing.Sequence[str], where: str = "") -> NameNotFoundError:
+    """The error for a column that is not there: the nearest one, and all of them."""
+    near = did_you_mean(name, known)
+    shown = ", ".join(known[:COLUMNS_SHOWN_MAX]) + (f" … {len(known)} in all" if len(known) > COLUMNS_SHOWN_MAX else "")
+    listed = f"(columns: {shown})" if known else "(there are no columns)"
+    help = f"did you mean `{near}`? {listed}" if near else listed
+    return NameNotFoundError(f"there is no column `{name}`{where}", help=help)
+
+
+def is_key_type(type: pa.DataType) -> bool:
+    """Whether rows can be grouped by a column of this type.
+
+    Structs can (they are flattened), if all of their fields can.
+    """
+    t = pa.types
+    if t.is_struct(type):
+        return all(is_key_type(field.type) for field in type)
+    if t.is_dictionary(type):
+        return is_key_type(type.value_type)
+    return (
+        t.is_primitive(type)  # bool, integers, floats, dates, times, timestamps, durations
+        or t.is_decimal(type)
+        or t.is_null(type)
+        or t.is_string(type)
+        or t.is_large_string(type)
+        or t.is_string_view(type)
+        or t.is_binary(type)
+        or t.is_large_binary(type)
+        or t.is_binary_view(type)
+        or t.is_fixed_size_binary(type)
+    ) and not t.is_interval(type)
+
+
+def check_key_type(name: str, type: pa.DataType) -> None:
+    """Refuse a key column that rows cannot be grouped by, with the way out."""
+    if is_key_type(type):
+        return
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        help = f"group by one of its elements or by a text made from them: derive a column from `{name}` first"
+    elif pa.types.is_struct(type):
+        part = next(field for field in type if not is_key_type(field.type))
+        help = f"its field `{part.name}` is {type_name(part.type)}: derive columns from the other fields and use those"
+    elif pa.types.is_map(type):
+        help = f"derive a column with the entry of `{name}` that tells the groups apart, and use that"
+    else:
+        help = "derive a column with one plain type first, and use that"
+    raise TypeMismatchError(f"`{name}` is {type_name(type)}, which cannot be a key", code="DF0302", help=help)
