@@ -137,9 +137,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """The border between epoch `epoch` and the next one."""
+    """The border between epoch `epoch` and the next one; with `stop`, no next one comes."""
 
     epoch: int
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

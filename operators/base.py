@@ -200,6 +200,9 @@ class Receiver:
     def on_progress(self, sequence: int) -> None:
         """No more rows of units before `sequence` will come."""
 
+    def on_partition_end(self, partition: int, units_total: int) -> None:
+        """The partition has ended after so many units."""
+
     def on_end(self) -> None:
         """The input has ended for good: emit all that is held. Not called when a run is stopped."""
 
@@ -208,12 +211,14 @@ class Receiver:
 class OperatorContext:
     """What a task gives to an operator when it builds it.
 
-    `shared(key, make)` returns one object for all tasks of the job; `wake()` lets sleeping workers look again.
+    `partitions` are those that may reach it. `shared(key, make)` returns one object for all tasks of the job;
+    `wake()` lets sleeping workers look again.
     """
 
     system: System
     step: str
     counts: StepCounts
+    partitions: Sequence[int]
     wake: Callable[[], None]
     shared: Callable[[object, Callable[[], object]], object]
 
@@ -233,6 +238,11 @@ class Operator(Receiver):
         """False while the operator holds rows that wait for another task; a barrier waits for it."""
         return True
 
+    @property
+    def held_batches(self) -> int:
+        """How many batches wait for another task."""
+        return 0
+
     def turn(self) -> bool:
         """Move rows that waited for another task; true when some moved."""
         return False
@@ -243,6 +253,10 @@ class Operator(Receiver):
     def on_progress(self, sequence: int) -> None:
         for port in (self.out, self.late, self.errors):
             port.on_progress(sequence)
+
+    def on_partition_end(self, partition: int, units_total: int) -> None:
+        for port in (self.out, self.late, self.errors):
+            port.on_partition_end(partition, units_total)
 
     def on_end(self) -> None:
         for port in (self.out, self.late, self.errors):
@@ -278,8 +292,72 @@ class OperatorSpec:
         return (self.verb, self.describe())
 
 
+@dataclass(frozen=True)
+class SourceSpec(OperatorSpec):
+    """Where rows come from."""
+
+    source: SplitSource
+    schema: pa.Schema
+    verb: ClassVar[str] = "read"
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        return StreamType(self.schema, None, self.source.bounded)
+
+    def side_type(self, port: str, inputs: Sequence[StreamType]) -> StreamType:
+        raise NameNotFoundError(
+            f"a source has no `{port}` rows", help='rows that cannot be read fail the run (on_error="fail")'
+        )
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        return wanted
+
+    def describe(self) -> str:
+        return self.source.name
+
+    def identity(self) -> tuple[object, ...]:
+        fields = tuple((f.name, str(f.type)) for f in self.schema)
+        return (self.verb, type(self.source).__name__, self.source.identity(), fields)
+
+
+@dataclass(frozen=True)
+class SinkContext:
+    """What a run gives to a sink when it makes it."""
+
+    schema: pa.Schema
+    system: System
+    store: object | None
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class SinkSpec(OperatorSpec):
+    """Where rows go; `make` builds the sink of one run."""
+
+    name: str
+    kind: str
+    make: Callable[[SinkContext], Sink]
+    needs_store: bool = False
+    verb: ClassVar[str] = "to"
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        return inputs[0]
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        return frozenset(input_type.schema.names)
+
+    def describe(self) -> str:
+        return f"{self.kind} {self.name}" if self.name else self.kind
+
+    def identity(self) -> tuple[object, ...]:
+        return (self.verb, self.kind, self.name)
+
+
 class StatelessSpec(OperatorSpec):
     """A step that treats each row alone; it is fused into the stage of its input."""
+
+    def column_origin(self, name: str) -> str | None:
+        """The input column that an output column is, unchanged; None when it is computed."""
+        return name
 
     def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
         """The running logic; `input_type` has the columns that were read, `wanted` the output columns that are used."""

@@ -149,6 +149,12 @@ class ProjectSpec(StatelessSpec):
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         return self._used(wanted)[1]
 
+    def column_origin(self, name: str) -> str | None:
+        for made, expr in reversed(self.columns):
+            if made == name:
+                return expr.name if isinstance(expr, Column) else None
+        return name
+
     def _used(self, wanted: frozenset[str]) -> tuple[list[tuple[str, Expr]], frozenset[str]]:
         """The columns that must be computed for `wanted`, in order, and the input columns that they need."""
         if self.verb != "derive":
@@ -213,6 +219,63 @@ class Project(Operator):
             result = result.without(rows)
         self.counts.passed += result.num_rows
         self.out.on_batch(result)
+
+
+@dataclass(frozen=True)
+class UnionSpec(StatelessSpec):
+    """Rows of several streams in one, columns by name; a column that a stream lacks is null."""
+
+    schema: pa.Schema
+    verb: ClassVar[str] = "union"
+
+    @classmethod
+    def of(cls, inputs: Sequence[StreamType]) -> UnionSpec:
+        """The union of streams with these types; equal names must have equal types."""
+        fields: dict[str, pa.Field] = {}
+        for f in (f for one in inputs for f in one.schema):
+            known = fields.setdefault(f.name, f.with_nullable(True))
+            if known.type != f.type:
+                raise TypeMismatchError(
+                    f"union: `{f.name}` is {known.type} in one stream and {f.type} in another",
+                    help=f'cast one of them before: `.derive({f.name}=col.{f.name}.cast("{known.type}"))`',
+                )
+        return cls(pa.schema(list(fields.values())))
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        times = {one.event_time for one in inputs}
+        orders = {one.order_keys for one in inputs}
+        return StreamType(
+            self.schema,
+            times.pop() if len(times) == 1 else None,
+            all(one.bounded for one in inputs),
+            orders.pop() if len(orders) == 1 else tuple(self.schema.names),
+        )
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        return wanted & frozenset(input_type.schema.names)
+
+    def describe(self) -> str:
+        return ""
+
+    def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
+        lacking = [f for f in self.schema if f.name in wanted and f.name not in input_type.schema.names]
+        return Union(lacking, context)
+
+
+class Union(Operator):
+    """One branch of a union; adds the columns that it lacks, as nulls."""
+
+    def __init__(self, lacking: Sequence[pa.Field], context: OperatorContext) -> None:
+        super().__init__(context)
+        self.lacking = lacking
+
+    def on_batch(self, batch: Batch) -> None:
+        self.counts.rows_in += batch.num_rows
+        self.counts.passed += batch.num_rows
+        if self.lacking:
+            nulls = {f.name: pa.nulls(batch.num_rows, f.type) for f in self.lacking}
+            batch = batch.with_columns(batch.columns | nulls)
+        self.out.on_batch(batch)
 
 
 def require_column(name: str, schema: pa.Schema, verb: str) -> pa.Field:

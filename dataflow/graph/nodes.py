@@ -1,0 +1,120 @@
+"""The logical graph: frozen nodes, each made by one verb of the API or one step of the language.
+
+A node is checked when it is made: it asks its spec for the type of its output, so a wrong program fails at the
+user's line and not an hour into the stream. The hard part is naming: state will be found again by a node's
+*stable name*, so the name comes from what the user can see (sources, windows, `.named`), never from a counter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import xxhash
+
+from dataflow.errors import DataflowError, Origin, PlanError, caller_origin
+from dataflow.operators.base import OperatorSpec, SinkSpec, SourceSpec, StatelessSpec, StreamType
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One of the outputs of a node: `out`, `late` or `errors`."""
+
+    node: Node
+    name: str = "out"
+
+    @property
+    def type(self) -> StreamType:
+        return self.node.type if self.name == "out" else self.node.side_type(self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step of a pipeline: what it does, what it reads, and the user's line that made it."""
+
+    spec: OperatorSpec
+    inputs: tuple[Port, ...]
+    type: StreamType
+    origin: Origin | None
+    given_name: str | None = field(default=None)
+
+    def side_type(self, port: str) -> StreamType:
+        return self.spec.side_type(port, [one.type for one in self.inputs])
+
+    @property
+    def is_stateful(self) -> bool:
+        return not isinstance(self.spec, SourceSpec | SinkSpec | StatelessSpec)
+
+    @property
+    def stable_name(self) -> str:
+        """The path of user-visible names that leads here; stateless steps do not change it."""
+        if self.given_name is not None:
+            return self.given_name
+        if isinstance(self.spec, SourceSpec | SinkSpec):
+            return self.spec.describe()
+        above = "+".join(dict.fromkeys(one.node.stable_name for one in self.inputs))
+        if not self.is_stateful:
+            return above
+        return f"{above}/{self.spec.describe().partition(':')[0]}"
+
+    @property
+    def label(self) -> str:
+        """How errors and the ledger call the step: verb and place."""
+        name = self.given_name or (self.spec.describe() if isinstance(self.spec, SourceSpec | SinkSpec) else "")
+        named = f" '{name}'" if name else ""
+        return f"{self.spec.verb}{named}" + (f" ({self.origin})" if self.origin else "")
+
+    def named(self, name: str) -> Node:
+        return replace(self, given_name=name)
+
+
+def make_node(spec: OperatorSpec, *inputs: Port) -> Node:
+    """A checked node; an error gets the line of the user's call."""
+    origin = caller_origin()
+    try:
+        return Node(spec, inputs, spec.output_type([one.type for one in inputs]), origin)
+    except DataflowError as error:
+        raise error.at(origin) from None
+
+
+def in_order(sinks: Iterable[Node]) -> list[Node]:
+    """All nodes that the sinks depend on, inputs first; each once."""
+    seen: dict[int, Node] = {}
+
+    def visit(node: Node) -> Iterator[Node]:
+        if id(node) in seen:
+            return
+        seen[id(node)] = node
+        for one in node.inputs:
+            yield from visit(one.node)
+        yield node
+
+    return [node for sink in sinks for node in visit(sink)]
+
+
+def check_names(nodes: Iterable[Node]) -> None:
+    """Refuse two stateful steps, or two sinks, of the same stable name: their state could not be told apart."""
+    known: dict[tuple[str, str], Node] = {}
+    for node in nodes:
+        if not (node.is_stateful or isinstance(node.spec, SinkSpec)):
+            continue
+        other = known.setdefault((node.spec.verb, node.stable_name), node)
+        if other is not node:
+            raise PlanError(
+                f"two steps have the name `{node.stable_name}`: here and at {other.origin}",
+                code="DF0405",
+                help='give one of them a name of its own: `.named("…")` after the step, `name="…"` for a sink',
+            ).at(node.origin)
+
+
+def graph_hash(sinks: Iterable[Node]) -> str:
+    """Equal for equal graphs in any process: what the steps do and how they hang together, not where they stand."""
+    nodes = in_order(sinks)
+    numbers = {id(node): number for number, node in enumerate(nodes)}
+    told = [
+        [node.spec.identity(), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]]
+        for node in nodes
+    ]
+    return cast(str, xxhash.xxh3_128_hexdigest(json.dumps(told, default=str)))

@@ -1,0 +1,287 @@
+"""`Pipeline`: some sinks, run together; a value that can be run, explained and compared, never a global.
+
+`run` makes the plan, builds a job and drives its epochs in the calling thread, so that a signal finds a thread
+that only waits. The first SIGTERM or Ctrl-C commits what is in flight and returns; the second one is the
+system's own again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dataflow.errors import DataflowError, PlanError, RunError, caller_origin
+from dataflow.event_time import duration_us
+from dataflow.graph.nodes import Node, graph_hash
+from dataflow.operators.base import SinkSpec
+from dataflow.runtime.ledger import UnreadRows
+from dataflow.system import RealSystem, System
+
+if TYPE_CHECKING:
+    from dataflow.api import Duration, Stream, StreamSink
+    from dataflow.state.store import Store
+
+WORKERS_MAX = 128
+"""There are 128 key groups: more workers would have none."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did: rows, time, and where every row went.
+
+    `ledger` counts rows by step; `unread` are late and error rows that no step reads, by step. `stopped` is the
+    signal's name when the run was stopped before its input had ended, and `bounded` tells whether the input has
+    an end at all.
+    """
+
+    pipeline: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+    epochs: int
+    ledger: dict[str, dict[str, int]] = field(repr=False)
+    unread: tuple[UnreadRows, ...] = field(repr=False, default=())
+    stopped: str | None = None
+    bounded: bool = True
+    already_finished: bool = False
+
+
+class Pipeline:
+    """Sinks that run together under one name; common steps run once.
+
+    >>> import dataflow as flow
+    >>> from dataflow import col
+    >>> numbers = flow.from_rows([{"n": 1}, {"n": 2}], {"n": "int64"})
+    >>> result = flow.Pipeline("doubled", numbers.derive(n=col.n * 2).print()).run()
+    n
+    2
+    4
+    >>> result.rows_in, result.rows_out
+    (2, 2)
+    """
+
+    def __init__(self, name: str, *sinks: StreamSink) -> None:
+        from dataflow.api import StreamSink
+
+        if not name or not isinstance(name, str):
+            raise PlanError("a pipeline needs a name", help='as in `flow.Pipeline("orders", …)`', origin=caller_origin())
+        for sink in sinks:
+            if not isinstance(sink, StreamSink):
+                raise PlanError(
+                    f"pipeline `{name}`: {sink!r} is not a sink",
+                    help='end a stream with a sink, as in `stream.write_topic("results")`',
+                    origin=caller_origin(),
+                )
+        if not sinks:
+            raise PlanError(f"pipeline `{name}` has no sink", help="give it at least one", origin=caller_origin())
+        self.name = name
+        self.nodes: tuple[Node, ...] = tuple(sink.use() for sink in sinks)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, {', '.join(node.spec.describe() for node in self.nodes)})"
+
+    def graph_hash(self) -> str:
+        """Equal for equal pipelines, in any process."""
+        return graph_hash(self.nodes)
+
+    def explain(self, *, workers: int | None = None) -> str:
+        """The stages that would run, as text."""
+        from dataflow.plan import explain, make_plan
+
+        return explain(self.name, make_plan(self.nodes, _workers(workers, RealSystem())))
+
+    def run(
+        self,
+        *,
+        store: Store | str | PathLike[str] | None = None,
+        workers: int | None = None,
+        checkpoint_interval: Duration = "1s",
+        system: System | None = None,
+    ) -> RunResult:
+        """Run until the inputs end, or a signal or failure stops it; blocks.
+
+        With `store` (a directory or a `flow.Store`) results are committed there, once every `checkpoint_interval`.
+        `workers` are threads; by default one for each core. Raises RunError, with the user's line, when a step
+        fails; the last commit stands then.
+        """
+        system = system or RealSystem()
+        interval_seconds = duration_us(checkpoint_interval, "checkpoint_interval") / 1e6
+        if interval_seconds <= 0:
+            raise PlanError("checkpoint_interval must be longer than 0s", origin=caller_origin())
+        run = _Run(self, system, _workers(workers, system), interval_seconds, store)
+        return run.go()
+
+
+def collect(stream: Stream, limit: int | None, options: dict[str, Any]) -> pa.Table:
+    """All rows of a stream, or the first `limit`."""
+    from dataflow.api import StreamSink
+    from dataflow.graph.nodes import make_node
+    from dataflow.operators.sinks.collect import CollectSink
+
+    if limit is None and not stream._port.type.bounded:
+        raise PlanError(
+            "collect would never return: the input is endless",
+            help="use `.head(n)`, or write into a sink",
+            origin=caller_origin(),
+        )
+    sink = CollectSink(stream.schema, limit)
+    node = make_node(SinkSpec("", "collect", lambda context: sink), stream._port)
+    pipeline = Pipeline("collect", StreamSink(node))
+    system = options.pop("system", None) or RealSystem()
+    unknown = options.keys() - {"store", "workers", "checkpoint_interval"}
+    if unknown:
+        raise TypeError(f"unknown option `{min(unknown)}` (options: store, workers, checkpoint_interval)")
+    interval_seconds = duration_us(options.get("checkpoint_interval", "1s"), "checkpoint_interval") / 1e6
+    workers = _workers(options.get("workers"), system)
+    run = _Run(pipeline, system, workers, interval_seconds, options.get("store"), reads_only=True)
+    run.enough = lambda: sink.full
+    run.go()
+    return sink.table()
+
+
+def _workers(workers: int | None, system: System) -> int:
+    if workers is None:
+        return min(system.scheduler.cores, WORKERS_MAX)
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= WORKERS_MAX:
+        raise PlanError(
+            f"workers must be a whole number from 1 to {WORKERS_MAX}, got {workers!r}",
+            help="leave it out for one a core",
+            origin=caller_origin(),
+        )
+    return workers
+
+
+class _Run:
+    """One call of `run`, from plan to result."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        system: System,
+        workers: int,
+        interval_seconds: float,
+        store: Store | str | PathLike[str] | None,
+        reads_only: bool = False,
+    ) -> None:
+        self.pipeline, self.system, self.workers = pipeline, system, workers
+        self.interval_seconds, self.given_store, self.reads_only = interval_seconds, store, reads_only
+        self.enough: Callable[[], bool] = lambda: False
+
+    def go(self) -> RunResult:
+        from dataflow.plan import make_plan
+        from dataflow.runtime.commit import StoreCommitter, open_store
+
+        began = self.system.clock.monotonic()
+        self._require_store()
+        plan = make_plan(self.pipeline.nodes, self.workers)
+        with open_store(self.given_store, self.system) as store:
+            committer = StoreCommitter(store, self.pipeline.name, self.pipeline.graph_hash(), self.reads_only)
+            with committer:
+                if committer.finished:
+                    return self._finished_before(began)
+                return self._drive(plan, store, committer, began)
+
+    def _require_store(self) -> None:
+        for node in self.pipeline.nodes:
+            if isinstance(node.spec, SinkSpec) and node.spec.needs_store and self.given_store is None:
+                raise PlanError(
+                    f"topic `{node.spec.name}` needs a store to be written to",
+                    code="DF0503",
+                    help='say where: `.run(store="run/store")`, or `--store run/store` on the command line',
+                ).at(node.origin)
+
+    def _drive(self, plan: Any, store: Any, committer: Any, began: float) -> RunResult:
+        from dataflow.runtime.coordinator import Coordinator
+        from dataflow.runtime.job import FastSwitching, Job
+
+        coordinator = Coordinator(self.system, committer, self.interval_seconds, self.enough)
+        job = Job(plan, self.system, name=self.pipeline.name, store=store, acks=coordinator)
+        with _Signals(coordinator.stop) as signals, FastSwitching():
+            try:
+                job.start()
+                coordinator.run(job)
+            finally:
+                job.halt()
+                job.join()
+                job.close()
+        job.raise_failure()
+        if coordinator.gave_up:
+            raise RunError(
+                f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
+                help="the last commit stands; a source or sink was busy in a call that did not return",
+            )
+        result = self._result(job, coordinator, signals.caught if coordinator.stopped else None, began)
+        _tell_unread(result.unread)
+        return result
+
+    def _result(self, job: Any, coordinator: Any, stopped: str | None, began: float) -> RunResult:
+        ledger = {step: asdict(counts) for step, counts in job.ledger().items()}
+        return RunResult(
+            self.pipeline.name,
+            rows_in=sum(source.rows_total for source in job.sources),
+            rows_out=sum(ledger[node.label]["passed"] for node in self.pipeline.nodes),
+            seconds=self.system.clock.monotonic() - began,
+            epochs=coordinator.epochs,
+            ledger=ledger,
+            unread=tuple(one for one in job.unread if one.rows),
+            stopped=stopped,
+            bounded=all(node.type.bounded for node in self.pipeline.nodes),
+        )
+
+    def _finished_before(self, began: float) -> RunResult:
+        print(
+            f"pipeline `{self.pipeline.name}` has finished in this store before; nothing was done", file=sys.stderr
+        )
+        seconds = self.system.clock.monotonic() - began
+        return RunResult(self.pipeline.name, 0, 0, seconds, 0, {}, already_finished=True)
+
+
+def _tell_unread(unread: tuple[UnreadRows, ...]) -> None:
+    """Rows that nobody reads are told of: the number and the first ones."""
+    total: dict[tuple[str, str], UnreadRows] = {}
+    for one in unread:
+        known = total.setdefault((one.step, one.port), UnreadRows(one.step, one.port))
+        known.rows += one.rows
+        known.first += one.first
+    for one in total.values():
+        what = "late rows" if one.port == "late" else "rows could not be computed and"
+        print(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them):", file=sys.stderr)
+        for row in one.first[:10]:
+            print(f"  {row}", file=sys.stderr)
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask a run to stop, once; after that they do what they did before."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+        self.caught: str | None = None
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.caught = signal.Signals(number).name
+        self._restore()
+        self._stop()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()

@@ -1,0 +1,264 @@
+"""What a task reads: one stream of messages, made of a source's units or of many channels.
+
+Merging keeps three promises: the watermark is the least of all channels that have not ended; a barrier comes
+once it has come on every channel; the end comes once every channel has ended. The hard part is order. Before a
+sink, rows of several tasks are put back into the order of their source (`OrderedInput`), or, where a keyed
+step made them, by event time and key (`TimeOrderedInput`): the output does not show how many tasks there were.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.message import TIME_MAX_US, TIME_MIN_US, Barrier, Batch, End, Message, Place, Progress, Watermark
+from dataflow.operators.base import ReadRequest, Rows, StreamType
+from dataflow.operators.windows.window_operator import DERIVED, event_time_us
+from dataflow.runtime.channel import Channel
+from dataflow.runtime.dispenser import Dispenser, PartitionEnd, Unit
+
+
+class SourceInput:
+    """Decodes the units of a source, one after the other."""
+
+    def __init__(self, dispenser: Dispenser, request: ReadRequest, task: int, positions: bool) -> None:
+        self.dispenser, self.request, self.task, self.positions = dispenser, request, task, positions
+        self.rows_total = 0
+        self._reading: Iterator[Rows] | None = None
+        self._ahead: Rows | None = None
+        self._place = Place(0, 0, 0)
+        self._progress_sent = -1
+
+    def poll(self) -> Message | PartitionEnd | None:
+        """The next message of this task; None when there is nothing to read now."""
+        if self._ahead is not None:
+            return self._next_batch()
+        if self._reading is not None:
+            self._reading = None
+            return self._progress(self._place.sequence + 1)
+        taken = self.dispenser.take(self.task)
+        if isinstance(taken, Unit):
+            self._place = taken.place
+            self._reading = iter(taken.split.read())
+            self._ahead = next(self._reading, None)
+            assert self._ahead is not None, "a split has at least one Rows"
+            return self._next_batch()
+        return self._progress(self.dispenser.sequence) if taken is None else taken
+
+    def _progress(self, sequence: int) -> Progress | None:
+        if sequence <= self._progress_sent:
+            return None
+        self._progress_sent = sequence
+        return Progress(sequence)
+
+    def _next_batch(self) -> Batch:
+        assert self._reading is not None and self._ahead is not None
+        rows, self._ahead = self._ahead, next(self._reading, None)
+        last = self._ahead is None
+        place = self._place if last else Place(self._place.partition, self._place.unit, self._place.sequence, False)
+        positions = None
+        if self.positions:
+            first = rows.first_position + (place.partition << POSITION_BITS)
+            positions = np.arange(first, first + rows.num_rows, dtype=np.int64)
+        self.rows_total += rows.num_rows
+        return Batch(rows.columns, rows.num_rows, place, None, positions)
+
+    def consumed(self, rows: int, seconds: float) -> None:
+        """A source needs no measure of its task."""
+
+
+POSITION_BITS = 46
+"""A position in a partition takes the low bits (70 T rows or bytes), the partition's number the others."""
+
+
+class MergedInput:
+    """Messages of several channels as they come: for state that does not depend on their order."""
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self.channels = channels
+        self._watermarks_us = [int(TIME_MIN_US)] * len(channels)
+        self._blocked: list[Barrier | None] = [None] * len(channels)
+        self._ended: list[End | None] = [None] * len(channels)
+        self._next = 0
+        self._sent_us: int = TIME_MIN_US
+        self._last = 0
+
+    def poll(self) -> Message | None:
+        """The next message of any channel; None when none has one."""
+        for _ in range(len(self.channels)):
+            number = self._next
+            self._next = (number + 1) % len(self.channels)
+            if self._blocked[number] is None and self._ended[number] is None:
+                message = self.channels[number].poll()
+                if message is not None and (made := self._take(number, message)) is not None:
+                    return made
+        return None
+
+    def _take(self, number: int, message: Message) -> Message | None:
+        """What a message of one channel means for the task; None: nothing yet."""
+        self._last = number
+        if isinstance(message, Batch):
+            return message
+        if isinstance(message, Watermark):
+            self._watermarks_us[number] = message.time_us
+        elif isinstance(message, Barrier):
+            self._blocked[number] = message
+            return self._aligned(message)
+        elif isinstance(message, End):
+            return self._on_end(number, message)
+        return self._watermark()
+
+    def _on_end(self, number: int, message: End) -> Message | None:
+        self._ended[number] = message
+        self._watermarks_us[number] = TIME_MAX_US
+        if all(end is not None for end in self._ended):
+            return End(flush=all(end.flush for end in self._ended if end is not None))
+        barrier = next((one for one in self._blocked if one is not None), None)
+        aligned = self._aligned(barrier) if barrier is not None else None
+        return aligned if aligned is not None else (self._watermark() if message.flush else None)
+
+    def _aligned(self, barrier: Barrier) -> Barrier | None:
+        """The barrier, once every channel has brought it or has ended."""
+        if any(b is None and e is None for b, e in zip(self._blocked, self._ended, strict=True)):
+            return None
+        self._blocked = [None] * len(self.channels)
+        return barrier
+
+    def _watermark(self) -> Watermark | None:
+        least = min(self._watermarks_us)
+        if least <= self._sent_us:
+            return None
+        self._sent_us = least
+        return Watermark(least)
+
+    def consumed(self, rows: int, seconds: float) -> None:
+        """The task took so long for the rows of the last batch."""
+        self.channels[self._last].consumed(rows, seconds)
+
+
+class OrderedInput(MergedInput):
+    """Batches in the order in which their units were handed out.
+
+    A stage's tasks get units in rising order, so the batch with the least sequence is the next one as soon as
+    no other channel of that stage can bring a lower one. `stages` tells which stage each channel comes from;
+    rows of different stages (a union) come as they are ready.
+    """
+
+    def __init__(self, channels: Sequence[Channel], stages: Sequence[object]) -> None:
+        super().__init__(channels)
+        self._groups = [[n for n, s in enumerate(stages) if s is stage] for stage in dict.fromkeys(stages)]
+        self._reached = [-1] * len(channels)
+
+    def poll(self) -> Message | None:
+        for group in self._groups:
+            for number in group:
+                made = self._take_controls(number)
+                if made is not None:
+                    return made
+            if (number := self._ready(group)) is not None:
+                message = self.channels[number].poll()
+                assert isinstance(message, Batch)
+                self._last = number
+                return message
+        return None
+
+    def _take_controls(self, number: int) -> Message | None:
+        """Take what is not a batch from the head of a channel."""
+        channel = self.channels[number]
+        while self._blocked[number] is None and self._ended[number] is None:
+            head = channel.peek()
+            if head is None or isinstance(head, Batch):
+                return None
+            channel.poll()
+            if isinstance(head, Progress):
+                self._reached[number] = head.sequence
+            elif (made := self._take(number, head)) is not None:
+                return made
+        return None
+
+    def _ready(self, group: Sequence[int]) -> int | None:
+        """The channel whose head is the next batch, or None while an earlier one may still come."""
+        best: tuple[int, int] | None = None
+        for number in group:
+            at = self._earliest(number)
+            if at is not None and (best is None or at < best[0]):
+                best = (at, number)
+        return best[1] if best is not None and isinstance(self.channels[best[1]].peek(), Batch) else None
+
+    def _earliest(self, number: int) -> int | None:
+        """The least sequence that a channel may bring; None when it brings no batch before the next barrier."""
+        if self._blocked[number] is not None or self._ended[number] is not None:
+            return None
+        head = self.channels[number].peek()
+        return head.place.sequence if isinstance(head, Batch) else self._reached[number]
+
+
+class TimeOrderedInput(MergedInput):
+    """Rows that keyed steps made, by event time and then by key; rows wait until the watermark has passed them."""
+
+    def __init__(self, channels: Sequence[Channel], kind: StreamType, positions: bool) -> None:
+        super().__init__(channels)
+        self.kind, self.positions = kind, positions
+        self._held: list[Batch] = []
+        self._ready: deque[Message] = deque()
+        self._emitted = 0
+
+    def poll(self) -> Message | None:
+        while not self._ready:
+            message = super().poll()
+            if message is None:
+                return None
+            if isinstance(message, Batch):
+                self._held.append(message)
+            else:
+                self._on_control(message)
+        return self._ready.popleft()
+
+    def _on_control(self, message: Message) -> None:
+        if isinstance(message, Watermark):
+            self._release(message.time_us)
+        elif (isinstance(message, Barrier) and message.stop) or isinstance(message, End):
+            self._release(TIME_MAX_US)
+        self._ready.append(message)
+
+    def consumed(self, rows: int, seconds: float) -> None:
+        """The rows of a released batch came through all channels."""
+        for channel in self.channels:
+            channel.consumed(rows, seconds)
+
+    def _release(self, watermark_us: int) -> None:
+        """Put the rows before the watermark in order; hold the others on."""
+        if not self._held:
+            return
+        batch = concatenated(self._held)
+        assert self.kind.event_time is not None
+        time_us = event_time_us(batch, self.kind.event_time)
+        due = np.flatnonzero(time_us < watermark_us) if watermark_us < TIME_MAX_US else np.arange(batch.num_rows)
+        self._held = [] if len(due) == batch.num_rows else [batch.take(np.flatnonzero(time_us >= watermark_us))]
+        if len(due):
+            ordered = batch.take(due[self._order(batch, time_us, due)])
+            if self.positions:
+                ordered.positions = np.arange(self._emitted, self._emitted + len(due), dtype=np.int64)
+            self._emitted += len(due)
+            self._ready.append(ordered)
+
+    def _order(self, batch: Batch, time_us: np.ndarray, due: np.ndarray) -> np.ndarray:
+        """The order of the due rows: by event time, then by the columns of the key."""
+        import pyarrow.compute as pc
+
+        keys = {"#time": pa.array(time_us[due])}
+        keys |= {name: batch.columns[name].take(pa.array(due)) for name in self.kind.order_keys or ()}
+        table = pa.table(keys)
+        return pc.sort_indices(table, sort_keys=[(name, "ascending") for name in keys]).to_numpy()
+
+
+def concatenated(batches: Sequence[Batch]) -> Batch:
+    """The rows of derived batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    names = batches[0].columns
+    columns = {name: pa.concat_arrays([batch.columns[name] for batch in batches]) for name in names}
+    return Batch(columns, sum(batch.num_rows for batch in batches), DERIVED)

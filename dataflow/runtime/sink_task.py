@@ -1,0 +1,120 @@
+"""Drives a sink: writes batches in order, prepares at a barrier, commits after the store has.
+
+Between prepare and commit the task takes nothing more, so a sink never holds two epochs. A slow sink is fed in
+slices of what it was seen to write in half a second, so that a signal is heard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from dataflow.message import Barrier, Batch, End
+from dataflow.operators.base import Receiver, Sink, StepCounts
+from dataflow.runtime.channel import CHANNEL_SECONDS_MAX, ROWS_BEFORE_MEASURED
+from dataflow.runtime.task import Input, Task, TaskPhase
+from dataflow.system import Clock
+
+
+class Acks(Protocol):
+    """Who wants to know that a sink has prepared an epoch: the coordinator."""
+
+    def prepared(self, sink: SinkTask, epoch: int, handle: object) -> None: ...
+    def ended(self, sink: SinkTask, handle: object) -> None: ...
+
+
+class SinkTask(Task):
+    """The task that owns one sink of a run."""
+
+    def __init__(
+        self, name: str, source: Input, sink: Sink, schema: pa.Schema, counts: StepCounts, acks: Acks, clock: Clock
+    ) -> None:
+        self.writer = _Writer(sink, schema, counts, clock)
+        super().__init__(name, source, self.writer, [], [], clock)
+        self.sink, self.acks = sink, acks
+        self.epoch = 1
+        self.handle: object = None
+        self._waits_for_commit = False
+        self._commit_now = False
+        sink.open(self.epoch)
+
+    def turn(self) -> bool:
+        if self._commit_now:
+            self._commit()
+            return True
+        if self._waits_for_commit:
+            return False
+        if self.writer.write_some():
+            return True
+        return super().turn()
+
+    def on_barrier(self, barrier: Barrier) -> None:
+        self.handle = self.sink.prepare(self.epoch)
+        self._waits_for_commit = True
+        self.acks.prepared(self, barrier.epoch, self.handle)
+
+    def on_end(self, end: End) -> None:
+        self.handle = self.sink.prepare(self.epoch)
+        self._waits_for_commit = True
+        self.acks.ended(self, self.handle)
+
+    def commit(self) -> None:
+        """The store has committed what was prepared; called by the coordinator, done in the sink's own thread."""
+        self._commit_now = True
+
+    def _commit(self) -> None:
+        self.sink.commit(self.handle)
+        self.handle = None
+        self._commit_now = self._waits_for_commit = False
+        if self._ending:
+            self.phase = TaskPhase.ENDED
+        else:
+            self.epoch += 1
+            self.sink.open(self.epoch)
+
+    def abort(self) -> None:
+        """The run is over before this epoch was committed: take it back."""
+        self.sink.abort(self.handle)
+
+    def _unpark(self) -> bool:
+        """A barrier is handled once all rows before it are written."""
+        return False if self.writer.waiting else super()._unpark()
+
+
+class _Writer(Receiver):
+    """Rows on their way into the sink."""
+
+    def __init__(self, sink: Sink, schema: pa.Schema, counts: StepCounts, clock: Clock) -> None:
+        self.sink, self.schema, self.counts, self.clock = sink, schema, counts, clock
+        self.waiting: deque[pa.RecordBatch] = deque()
+        self.rows_max = ROWS_BEFORE_MEASURED
+
+    def on_batch(self, batch: Batch) -> None:
+        self.counts.rows_in += batch.num_rows
+        if batch.num_rows:
+            self.waiting.append(batch.to_record_batch(self.schema))
+            self.write_some()
+
+    def write_some(self) -> bool:
+        """Write one slice; false when nothing waits."""
+        if not self.waiting:
+            return False
+        batch = self.waiting[0]
+        part = batch.slice(0, self.rows_max)
+        began = self.clock.monotonic()
+        self.sink.write(part)
+        self._measure(part.num_rows, self.clock.monotonic() - began)
+        self.counts.passed += part.num_rows
+        if part.num_rows == batch.num_rows:
+            self.waiting.popleft()
+        else:
+            self.waiting[0] = batch.slice(part.num_rows)
+        return True
+
+    def _measure(self, rows: int, seconds: float) -> None:
+        """Half a second's worth of rows, growing at most fourfold a time."""
+        worth = int(rows / max(seconds, 1e-9) * CHANNEL_SECONDS_MAX)
+        self.rows_max = max(1, min(worth, self.rows_max * 4 if rows >= self.rows_max else self.rows_max))

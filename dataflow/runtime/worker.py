@@ -1,0 +1,48 @@
+"""Turns over the tasks of one thread; sleeps when none can move.
+
+A channel that gets a message, or room, wakes the worker at its other end. The event is cleared before the
+tasks are looked at, so a wake-up that comes meanwhile is never lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dataflow.runtime.task import Task
+from dataflow.system import Event
+
+IDLE_SECONDS = 0.005
+"""A source without rows is asked again this often; everybody else is woken."""
+
+
+class Worker:
+    """The tasks of one thread, receivers first: what is already made leaves before more is made."""
+
+    def __init__(self, name: str, wake: Event, failed: Callable[[Task, BaseException], None]) -> None:
+        self.name, self.wake, self._failed = name, wake, failed
+        self.tasks: Sequence[Task] = ()
+        self.stopped = False
+
+    def run(self) -> None:
+        """Until all tasks have ended or the job stops this worker."""
+        while not self.stopped and not self.ended:
+            self.wake.clear()
+            if not self.round() and not self.stopped:
+                self.wake.wait(IDLE_SECONDS)
+
+    @property
+    def ended(self) -> bool:
+        return all(task.ended for task in self.tasks)
+
+    def round(self) -> bool:
+        """One turn of every task; true when any moved."""
+        moved = False
+        for task in self.tasks:
+            if task.ended or self.stopped:
+                continue
+            try:
+                moved = task.turn() or moved
+            except BaseException as error:
+                self._failed(task, error)
+                return False
+        return moved

@@ -1,0 +1,247 @@
+"""Event time and its watermark: W_p before a row is the greatest event time seen in its partition, less a delay.
+
+The hard part: several workers decode the units of one partition at once, yet W_p must follow the partition's
+own order. Each task reports the greatest time of a unit to the `WatermarkLine` that the tasks share; the
+maximum over all earlier units is known once they all have reported, and until then the task keeps the unit's
+rows. The task with the earliest unit never waits, so the others always go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.errors import PlanError, TypeMismatchError
+from dataflow.event_time import format_duration, to_us
+from dataflow.expr import Bad
+from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, Int64Array
+from dataflow.operators.base import EventTime, Operator, OperatorContext, StatelessSpec, StreamType, send_errors
+from dataflow.operators.stateless import require_column
+from dataflow.system import Mutex
+
+
+@dataclass(frozen=True)
+class WatermarkSpec(StatelessSpec):
+    """Declares the event-time column and how far rows may be out of order."""
+
+    column: str
+    delay_us: int
+    verb: ClassVar[str] = "watermark"
+
+    def __post_init__(self) -> None:
+        if self.delay_us < 0:
+            raise PlanError("watermark: delay cannot be negative", help='use a duration such as "10s"')
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        source = inputs[0]
+        kind = require_column(self.column, source.schema, self.verb).type
+        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            raise TypeMismatchError(
+                f"watermark: `{self.column}` is {kind}, but event time is a timestamp or a date",
+                help=f'convert it, as in `.watermark(col.{self.column}.cast("timestamp[ms]"), …)`',
+            )
+        if source.order_keys is not None:
+            raise PlanError(
+                "watermark: the results of a window have an event time already (one tick before window_end)",
+                help="leave this watermark out; a following window uses that event time",
+            )
+        return StreamType(source.schema, EventTime(self.column), source.bounded)
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        return wanted | {self.column}
+
+    def describe(self) -> str:
+        return f"{self.column}, delay={format_duration(self.delay_us)}"
+
+    def identity(self) -> tuple[object, ...]:
+        return (self.verb, self.column, self.delay_us)
+
+    def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
+        line = cast(
+            WatermarkLine, context.shared(self, lambda: WatermarkLine(context.system.scheduler.mutex()))
+        )
+        line.register(context.partitions)
+        return AssignWatermark(self, line, context)
+
+
+@dataclass(slots=True)
+class _Frontier:
+    """How far a partition has reported without a gap: `max_us` over all units before `unit`."""
+
+    unit: int = 0
+    max_us: int = TIME_MIN_US
+    ahead: dict[int, int] = field(default_factory=dict)
+    """Reports of units behind a gap."""
+    before: dict[int, int] = field(default_factory=lambda: {0: int(TIME_MIN_US)})
+    """The maximum before a unit that has not been asked for yet."""
+    units_total: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.units_total is not None and self.unit >= self.units_total
+
+
+class WatermarkLine:
+    """The greatest event time before each unit of each partition; shared by the tasks of a job."""
+
+    def __init__(self, lock: Mutex) -> None:
+        self._lock = lock
+        self._frontiers: dict[int, _Frontier] = {}
+
+    def register(self, partitions: Sequence[int]) -> None:
+        """Partitions that hold the watermark back until they are heard of."""
+        for partition in partitions:
+            self._frontiers.setdefault(partition, _Frontier())
+
+    def report(self, partition: int, unit: int, max_us: int) -> None:
+        """The greatest time of a unit; once for each."""
+        with self._lock:
+            frontier = self._frontiers[partition]
+            frontier.ahead[unit] = max_us
+            while frontier.unit in frontier.ahead:
+                frontier.max_us = max(frontier.max_us, frontier.ahead.pop(frontier.unit))
+                frontier.unit += 1
+                frontier.before[frontier.unit] = frontier.max_us
+
+    def finish(self, partition: int, units_total: int) -> None:
+        """The partition has ended: it no longer holds the others back."""
+        with self._lock:
+            self._frontiers[partition].units_total = units_total
+
+    def before(self, partition: int, unit: int) -> int | None:
+        """The greatest time before a unit, or None while an earlier unit has not reported."""
+        return self._frontiers[partition].before.get(unit)
+
+    def passed(self, partition: int, unit: int) -> None:
+        """Nobody asks again for the maximum before `unit`."""
+        with self._lock:
+            self._frontiers[partition].before.pop(unit, None)
+
+    def max_us(self, held: dict[int, int]) -> int:
+        """The least of the partitions' maxima: what a task that still holds these units may count on."""
+        with self._lock:
+            least = int(TIME_MAX_US)
+            for partition, frontier in self._frontiers.items():
+                if partition in held:
+                    least = min(least, frontier.before.get(held[partition], TIME_MIN_US))
+                elif not frontier.finished:
+                    least = min(least, frontier.max_us)
+            return least
+
+
+@dataclass(slots=True)
+class _Held:
+    """A batch whose rows cannot be judged yet."""
+
+    batch: Batch
+    min_us: int
+    behind: bool
+    before_in_unit_us: int
+
+
+class AssignWatermark(Operator):
+    """Computes the event time of each row and finds the rows behind the watermark of their partition."""
+
+    def __init__(self, spec: WatermarkSpec, line: WatermarkLine, context: OperatorContext) -> None:
+        super().__init__(context)
+        from dataflow.kernels import windows
+
+        self.kernels = windows
+        self.column, self.delay_us, self.line = spec.column, spec.delay_us, line
+        self.waiting: deque[_Held | int] = deque()
+        self.unit_max_us: int = TIME_MIN_US
+        self.sent_us: int = TIME_MIN_US
+
+    @property
+    def settled(self) -> bool:
+        return not self.waiting
+
+    @property
+    def held_batches(self) -> int:
+        return len(self.waiting)
+
+    def on_batch(self, batch: Batch) -> None:
+        self.counts.rows_in += batch.num_rows
+        batch = self._with_event_time(batch)
+        held = _Held(batch, TIME_MAX_US, False, self.unit_max_us)
+        if batch.num_rows:
+            assert batch.time_us is not None
+            held.min_us, max_us, held.behind = self.kernels.time_summary(batch.time_us, self.delay_us)
+            self.unit_max_us = max(self.unit_max_us, max_us)
+        self.waiting.append(held)
+        if batch.place.last:
+            self.line.report(batch.place.partition, batch.place.unit, self.unit_max_us)
+            self.unit_max_us = TIME_MIN_US
+            self.context.wake()
+        self.turn()
+
+    def _with_event_time(self, batch: Batch) -> Batch:
+        time_us, nulls = to_us(batch.columns[self.column])
+        if nulls is not None and nulls.any():
+            bad = Bad(nulls, "DF0402", f"the event time `{self.column}` is null")
+            send_errors(batch, [bad], self)
+            batch, time_us = batch.without(nulls), time_us[~nulls]
+        batch.time_us = time_us
+        return batch
+
+    def on_progress(self, sequence: int) -> None:
+        self.waiting.append(sequence)
+        self.turn()
+
+    def on_partition_end(self, partition: int, units_total: int) -> None:
+        self.line.finish(partition, units_total)
+        self.turn()
+
+    def turn(self) -> bool:
+        moved = False
+        while self.waiting and self._release(self.waiting[0]):
+            self.waiting.popleft()
+            moved = True
+        self._forward_watermark()
+        return moved
+
+    def _release(self, first: _Held | int) -> bool:
+        if isinstance(first, int):
+            super().on_progress(first)
+            return True
+        place = first.batch.place
+        before_us = self.line.before(place.partition, place.unit)
+        if before_us is None:
+            return False
+        if place.last:
+            self.line.passed(place.partition, place.unit)
+        self._judge(first, max(before_us, first.before_in_unit_us))
+        self.counts.passed += first.batch.num_rows
+        self.out.on_batch(first.batch)
+        return True
+
+    def _judge(self, held: _Held, before_us: int) -> None:
+        """Attach W_p to a batch, if any of its rows is behind it."""
+        if held.behind or held.min_us < _less(before_us, self.delay_us):
+            time_us = cast(Int64Array, held.batch.time_us)
+            watermark_us = np.empty(len(time_us), dtype=np.int64)
+            self.kernels.running_watermark(time_us, before_us, self.delay_us, watermark_us)
+            held.batch.watermark_before_us = watermark_us
+
+    def _forward_watermark(self) -> None:
+        held: dict[int, int] = {}
+        for item in self.waiting:
+            if isinstance(item, _Held):
+                held.setdefault(item.batch.place.partition, item.batch.place.unit)
+        max_us = self.line.max_us(held)
+        watermark_us = max_us if max_us == TIME_MAX_US else _less(max_us, self.delay_us)
+        if watermark_us > self.sent_us:
+            self.sent_us = watermark_us
+            self.out.on_watermark(watermark_us)
+
+    def on_watermark(self, time_us: int) -> None:
+        """The watermark of an event time declared before this one ends here."""
+
+
+def _less(time_us: int, delay_us: int) -> int:
+    return max(time_us - delay_us, TIME_MIN_US)

@@ -1,0 +1,349 @@
+"""Aggregation over windows: the one place that knows lateness, emission and their ledger.
+
+A row takes two steps. Where it was read, `WindowInput` judges whether it is late (by the watermark of its own
+partition, so the answer depends on nobody else) and computes what the aggregates need. Then the groups are
+formed: mergeable aggregates first in the task that read the row (`PartialAggregate`), so that only one row a
+group and window crosses to the task that owns the key (`MergeAggregate`); others send the rows themselves
+(`RowAggregate`). The hard part is to close a window exactly once: when the watermark, merged over all inputs,
+has passed its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.errors import NameNotFoundError, PlanError
+from dataflow.event_time import format_duration, from_us, to_us
+from dataflow.expr import Aggregate, Bad, BoundExpr
+from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array, Place
+from dataflow.operators.accumulators import AggregateSet, RowOrder
+from dataflow.operators.base import (
+    EventTime,
+    Operator,
+    OperatorContext,
+    OperatorSpec,
+    StreamType,
+    error_type,
+    send_errors,
+)
+from dataflow.operators.stateless import require_column
+from dataflow.operators.windows.base import Window
+from dataflow.schema import check_key_type
+from dataflow.state.keyed import Groups
+
+PANE = "#pane"
+TIME = "#time"
+POSITION = "#position"
+"""Columns that only travel between the parts of one step; users cannot type these names."""
+PARTIAL_GROUPS_MAX = 1 << 18
+"""Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
+its table must stay in the cache."""
+DERIVED = Place(partition=-1, unit=0, sequence=0)
+"""The place of rows that a keyed step made: they belong to no partition of a source."""
+
+
+@dataclass(frozen=True)
+class WindowAggregateSpec(OperatorSpec):
+    """`window(w, by=…).agg(…)`: one row a window and key, when the window is final."""
+
+    window: Window
+    by: tuple[str, ...]
+    aggregates: tuple[tuple[str, Aggregate], ...]
+    lateness_us: int = 0
+    verb: ClassVar[str] = "agg"
+
+    def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
+        source = inputs[0]
+        if source.event_time is None:
+            raise PlanError(
+                "a window needs event time, and this stream has none",
+                code="DF0403",
+                help='say which column tells when a row happened: `.watermark("ts", delay="10s")`; select must keep it',
+            )
+        for name in self.by:
+            check_key_type(name, require_column(name, source.schema, "window by").type)
+        self._refuse_clashes()
+        bound = self.bind(source)
+        bounds = [pa.field(name, window_time_type(source)) for name in ("window_start", "window_end")]
+        keys = [source.schema.field(name) for name in self.by]
+        return StreamType(
+            pa.schema([*bounds, *keys, *bound.fields]), EventTime("window_end", 1), source.bounded, self.by
+        )
+
+    def _refuse_clashes(self) -> None:
+        names = ["window_start", "window_end", *self.by, *(name for name, _ in self.aggregates)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise NameNotFoundError(
+                f"agg makes `{min(twice)}` twice",
+                code="DF0203",
+                help="give the aggregate another name, as in `.agg(n=count())`; window_start and window_end are taken",
+            )
+
+    def side_type(self, port: str, inputs: Sequence[StreamType]) -> StreamType:
+        source = inputs[0]
+        if port == "late":
+            extra = [
+                pa.field("late_by", pa.duration("us")),
+                pa.field("late_reason", pa.string()),
+                pa.field("watermark", window_time_type(source)),
+                pa.field("window_end", window_time_type(source)),
+            ]
+            kept = [f for f in source.schema if f.name not in {e.name for e in extra}]
+            return StreamType(pa.schema([*kept, *extra]), None, source.bounded, source.order_keys)
+        return error_type(source)
+
+    def bind(self, source: StreamType) -> AggregateSet:
+        return AggregateSet(dict(self.aggregates), source.schema)
+
+    def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
+        assert input_type.event_time is not None
+        inputs = (aggregate.columns() for _, aggregate in self.aggregates)
+        return frozenset({*self.by, input_type.event_time.column}).union(*inputs)
+
+    def describe(self) -> str:
+        keys = f" by {', '.join(self.by)}" if self.by else ""
+        late = f", lateness={format_duration(self.lateness_us)}" if self.lateness_us else ""
+        made = ", ".join(f"{name}={aggregate!r}" for name, aggregate in self.aggregates)
+        return f"{self.window.describe()}{keys}{late}: {made}"
+
+    def identity(self) -> tuple[object, ...]:
+        made = tuple((name, aggregate.identity()) for name, aggregate in self.aggregates)
+        return (self.verb, self.window.identity(), self.by, self.lateness_us, made)
+
+
+def window_time_type(source: StreamType) -> pa.DataType:
+    """Window bounds are microseconds in the zone of the event time."""
+    assert source.event_time is not None
+    kind = source.schema.field(source.event_time.column).type
+    return pa.timestamp("us", tz=getattr(kind, "tz", None))
+
+
+def event_time_us(batch: Batch, event_time: EventTime) -> Int64Array:
+    """The event time of each row of a batch that passed a watermark (no nulls)."""
+    if batch.time_us is None:
+        batch.time_us = to_us(batch.columns[event_time.column])[0]
+    return batch.time_us - event_time.minus_us if event_time.minus_us else batch.time_us
+
+
+def final_us(window: Window, panes: Int64Array, lateness_us: int) -> Int64Array:
+    """The watermark at which each pane is final; saturating."""
+    ends = window.end_us(panes)
+    return np.where(ends > TIME_MAX_US - lateness_us, TIME_MAX_US, ends + lateness_us)
+
+
+class WindowInput(Operator):
+    """Sends late rows and rows that cannot be computed aside; the others get panes and aggregate inputs."""
+
+    def __init__(
+        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
+    ) -> None:
+        super().__init__(context)
+        assert source.event_time is not None
+        self.spec, self.event_time, self.aggregates = spec, source.event_time, aggregates
+        self.inputs: list[BoundExpr] = [expr.bind(source.schema) for expr in aggregates.inputs]
+        self.time_type = window_time_type(source)
+
+    def on_batch(self, batch: Batch) -> None:
+        self.counts.rows_in += batch.num_rows
+        time_us = event_time_us(batch, self.event_time)
+        panes = self.spec.window.panes_of(time_us)
+        if batch.watermark_before_us is not None:
+            late = final_us(self.spec.window, panes, self.spec.lateness_us) <= batch.watermark_before_us
+            if late.any():
+                self._send_late(batch, panes, late)
+                batch, panes, time_us = batch.without(late), panes[~late], time_us[~late]
+        self._send_timely(batch, panes, time_us)
+
+    def _send_late(self, batch: Batch, panes: Int64Array, late: BoolArray) -> None:
+        rows = batch.filter(pa.array(late), int(np.count_nonzero(late)))
+        self.counts.late += rows.num_rows
+        watermark_us = cast(Int64Array, rows.watermark_before_us)
+        extra = {
+            "late_by": pa.array(watermark_us - final_us(self.spec.window, panes[late], self.spec.lateness_us)).cast(
+                pa.duration("us")
+            ),
+            "late_reason": pa.repeat(pa.scalar("window_final"), rows.num_rows),
+            "watermark": from_us(watermark_us, self.time_type),
+            "window_end": from_us(self.spec.window.end_us(panes[late]), self.time_type),
+        }
+        self.late.on_batch(rows.with_columns(rows.columns | extra))
+
+    def _send_timely(self, batch: Batch, panes: Int64Array, time_us: Int64Array) -> None:
+        columns = {name: batch.columns[name] for name in self.spec.by}
+        bad: list[Bad] = []
+        for number, bound in enumerate(self.inputs):
+            evaluated = bound.evaluate(batch.columns, batch.num_rows)
+            columns[f"#{number}"] = evaluated.values
+            bad.extend(evaluated.bad)
+        columns[PANE] = pa.array(panes)
+        if self.aggregates.needs_order:
+            columns[TIME], columns[POSITION] = pa.array(time_us), pa.array(batch.positions)
+        made = Batch(columns, batch.num_rows, batch.place)
+        if bad and (rows := send_errors(batch, bad, self)) is not None:
+            made = made.without(rows)
+        if made.num_rows:
+            self.out.on_batch(made)
+
+
+class WindowGroups:
+    """The open groups (key and pane) of one task and what their aggregates have gathered."""
+
+    def __init__(self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet) -> None:
+        self.window, self.lateness_us, self.by = spec.window, spec.lateness_us, spec.by
+        self.groups = Groups([source.schema.field(name).type for name in spec.by])
+        self.state = aggregates.build()
+        self.next_final_us: int = TIME_MAX_US
+        """Below this watermark no group is due."""
+
+    def slots_of(self, batch: Batch) -> Int64Array:
+        """The slot of each row's group; new groups are made."""
+        known = self.groups.count
+        keys = [batch.columns[name] for name in self.by]
+        slots = self.groups.slots(keys, batch.columns[PANE].to_numpy())
+        if self.groups.count > known:
+            self.state.grow(self.groups.count)
+            fresh = final_us(self.window, self.groups.panes[known:], self.lateness_us)
+            self.next_final_us = min(self.next_final_us, int(fresh.min()))
+        return slots
+
+    def due(self, watermark_us: int) -> Int64Array | None:
+        """The slots of the groups that are final now, or None for none."""
+        if watermark_us < self.next_final_us:
+            return None
+        live = self.groups.live_slots()
+        at_us = final_us(self.window, self.groups.panes[live], self.lateness_us)
+        is_due = at_us <= watermark_us
+        left = at_us[~is_due]
+        self.next_final_us = int(left.min()) if len(left) else TIME_MAX_US
+        return live[is_due] if is_due.any() else None
+
+    def release(self, slots: Int64Array) -> None:
+        """Forget groups that have been emitted."""
+        kept = self.groups.release(slots)
+        if kept is not None:
+            self.state.keep(kept)
+
+
+class PartialAggregate(Operator):
+    """Aggregates what one task has read, and hands on one row a group once the task's own watermark has passed it."""
+
+    def __init__(self, groups: WindowGroups, aggregates: AggregateSet, context: OperatorContext) -> None:
+        super().__init__(context)
+        self.groups = groups
+        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
+        self.fields = [f.name for f in aggregates.partial_fields]
+        self.needs_order = aggregates.needs_order
+
+    def on_batch(self, batch: Batch) -> None:
+        slots = self.groups.slots_of(batch)
+        self.groups.state.update(slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order))
+        self.counts.folded += batch.num_rows
+        if self.groups.groups.count > PARTIAL_GROUPS_MAX:
+            self._emit(self.groups.groups.live_slots())
+
+    def on_watermark(self, time_us: int) -> None:
+        due = self.groups.due(time_us)
+        if due is not None:
+            self._emit(due)
+        self.out.on_watermark(time_us)
+
+    def on_end(self) -> None:
+        self._emit(self.groups.groups.live_slots())
+        super().on_end()
+
+    def _emit(self, slots: Int64Array) -> None:
+        if not len(slots):
+            return
+        columns = dict(zip(self.groups.by, self.groups.groups.keys(slots), strict=True))
+        columns[PANE] = pa.array(self.groups.groups.panes[slots])
+        columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
+        self.groups.release(slots)
+        self.out.on_batch(Batch(columns, len(slots), DERIVED))
+
+
+def row_order(batch: Batch, needed: bool) -> RowOrder | None:
+    """Event time and position of the rows, if an aggregate depends on their order."""
+    return RowOrder(batch.columns[TIME].to_numpy(), batch.columns[POSITION].to_numpy()) if needed else None
+
+
+class CloseWindows(Operator):
+    """Emits the groups that the watermark has passed; how they are gathered is up to the two kinds below."""
+
+    def __init__(
+        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
+    ) -> None:
+        super().__init__(context)
+        self.groups = WindowGroups(spec, source, aggregates)
+        self.names = [f.name for f in aggregates.fields]
+        self.time_type, self.source_schema = window_time_type(source), source.schema
+
+    def on_watermark(self, time_us: int) -> None:
+        due = self.groups.due(time_us)
+        if due is not None:
+            self._emit(due)
+        self.out.on_watermark(max(time_us - self.groups.lateness_us, TIME_MIN_US))
+
+    def on_end(self) -> None:
+        self._emit(self.groups.groups.live_slots())
+        super().on_end()
+
+    def _emit(self, slots: Int64Array) -> None:
+        if not len(slots):
+            return
+        panes = self.groups.groups.panes[slots]
+        finished = self.groups.state.finish(slots)
+        columns = {
+            "window_start": from_us(self.groups.window.start_us(panes), self.time_type),
+            "window_end": from_us(self.groups.window.end_us(panes), self.time_type),
+            **dict(zip(self.groups.by, self.groups.groups.keys(slots), strict=True)),
+        }
+        result = Batch(columns | dict(zip(self.names, finished.columns, strict=True)), len(slots), DERIVED)
+        self.groups.release(slots)
+        if finished.bad:
+            result = self._without_bad(result, finished.bad)
+        self.counts.produced += result.num_rows
+        self.out.on_batch(result)
+
+    def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
+        """Groups that could not be computed become error rows with the input's columns: the keys, the rest null."""
+        blank = {f.name: pa.nulls(result.num_rows, f.type) for f in self.source_schema}
+        keys = {name: result.columns[name] for name in self.groups.by}
+        rows = send_errors(result.with_columns(blank | keys), bad, self)
+        return result if rows is None else result.without(rows)
+
+
+class MergeAggregate(CloseWindows):
+    """Merges the partial groups of all tasks."""
+
+    def __init__(
+        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
+    ) -> None:
+        super().__init__(spec, source, aggregates, context)
+        self.fields = [f.name for f in aggregates.partial_fields]
+
+    def on_batch(self, batch: Batch) -> None:
+        slots = self.groups.slots_of(batch)
+        self.groups.state.merge(slots, [batch.columns[name] for name in self.fields])
+
+
+class RowAggregate(CloseWindows):
+    """Aggregates rows that came through the exchange."""
+
+    def __init__(
+        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
+    ) -> None:
+        super().__init__(spec, source, aggregates, context)
+        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
+        self.needs_order = aggregates.needs_order
+
+    def on_batch(self, batch: Batch) -> None:
+        slots = self.groups.slots_of(batch)
+        self.groups.state.update(slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order))
+        self.counts.folded += batch.num_rows
+
+
