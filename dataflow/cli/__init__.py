@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from dataflow import __version__
 from dataflow.cli import explain, log, run
 from dataflow.cli.program import user_traceback
 from dataflow.errors import DataflowError, ProgramError
@@ -54,24 +55,8 @@ def _told(error: DataflowError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dataflow", description="Event-time pipelines, run from a file.")
-    parser.add_argument("--version", action=_Version, help="print the version and leave")
+    parser.add_argument("--version", action="version", version=f"dataflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, explain, log):
         command.add_to(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"dataflow {version('dataflow-streams')}")
-        except PackageNotFoundError:
-            print("dataflow (run from its source folder, not installed)")
-        parser.exit()

@@ -1,0 +1,64 @@
+"""Nothing in the runtime or the state opens a file or makes a thread but through the seam, whatever the linter can see.
+
+An audit hook hears of every file and thread of a whole run; the innermost frame of ours must not be in a guarded folder.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.conftest import ROOT, environment
+
+RUN = """
+import json, sys
+from pathlib import Path
+
+root = sys.argv[1]
+guarded = tuple(f"{root}/{folder}/" for folder in ("dataflow/runtime", "dataflow/state", "state"))
+watched = ("open", "os.", "shutil.", "tempfile.", "mmap.", "subprocess.", "_thread.start_new_thread", "fcntl.", "sqlite3.")
+heard, broken = set(), []
+
+def innermost():
+    "The file of the innermost frame of ours; None while a module is being imported."
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            return None
+        if file.startswith(root + "/"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+
+def hook(event, arguments):
+    if event.startswith(watched):
+        where = innermost()
+        if where is not None:
+            heard.add(event)
+            if where.startswith(guarded):
+                broken.append(f"{event} {arguments} at {where}")
+
+import dataflow as flow
+from dataflow import col, count
+
+sys.addaudithook(hook)
+store = flow.Store(sys.argv[2])
+rows = flow.from_rows([{"at": n, "key": n % 3} for n in range(1000)], {"at": "int64", "key": "int64"})
+timed = rows.derive(time=(col.at * 1000).cast("timestamp[ms]")).watermark("time", delay="1s")
+windows = timed.window(flow.tumbling("1m"), by="key").agg(n=count())
+flow.Pipeline("seam", windows.write_topic("windows")).run(store=store, workers=2, checkpoint_interval="10ms")
+flow.read_topic("windows", store=store).collect()
+store.read("windows")
+print(json.dumps([sorted(heard), broken]))
+"""
+
+
+def test_runtime_and_state_reach_files_and_threads_only_through_the_seam(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN, str(ROOT), str(tmp_path / "store")]
+    ran = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    heard, broken = json.loads(ran.stdout)
+    assert not broken
+    assert {"open", "_thread.start_new_thread"} <= set(heard), "the hook heard nothing: it proves nothing"
