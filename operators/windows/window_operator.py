@@ -17,9 +17,10 @@ from typing import ClassVar, cast
 import numpy as np
 import pyarrow as pa
 
+from dataflow.aggregates import Aggregate
 from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us, to_us
-from dataflow.expr import Aggregate, Bad, BoundExpr
+from dataflow.expr import Bad, BoundExpr
 from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array, Place
 from dataflow.operators.accumulators import AggregateSet, RowOrder
 from dataflow.operators.base import (
