@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 import dataflow
-from dataflow.errors import NameNotFoundError, ProgramError, did_you_mean
+from dataflow.errors import ProgramError, StoreError
 
 if TYPE_CHECKING:
     from dataflow.cli import Commands
@@ -45,12 +45,13 @@ def add_to(commands: Commands) -> None:
 
 
 def list_topics(arguments: argparse.Namespace) -> int:
-    store = _store(arguments.store)
-    topics = [store.topic(name) for name in store.topics()]
+    with _store(arguments.store) as store:
+        topics = store.topics()
     listed = pa.table(
         {
             "topic": pa.array([topic.name for topic in topics], pa.string()),
             "rows": pa.array([topic.rows for topic in topics], pa.int64()),
+            "bytes": pa.array([topic.bytes for topic in topics], pa.int64()),
             "partitions": pa.array([topic.partitions for topic in topics], pa.int64()),
         }
     )
@@ -59,15 +60,10 @@ def list_topics(arguments: argparse.Namespace) -> int:
 
 
 def cat_topic(arguments: argparse.Namespace) -> int:
-    store = _store(arguments.store)
-    if arguments.topic not in store.topics():
-        guess = did_you_mean(arguments.topic, store.topics())
-        raise NameNotFoundError(
-            f"there is no topic `{arguments.topic}` in the store",
-            help=(f"did you mean `{guess}`? " if guess else "") + f"(topics: {', '.join(store.topics()) or 'none'})",
-        )
-    rows = store.read(arguments.topic)
-    _write(rows if arguments.limit is None else rows.slice(0, arguments.limit), arguments.format)
+    with _store(arguments.store) as store:
+        # Of several partitions each gives so many rows at most; the cut below is the limit.
+        rows = store.read(arguments.topic, until=arguments.limit)
+        _write(rows if arguments.limit is None else rows.slice(0, arguments.limit), arguments.format)
     return 0
 
 
@@ -78,14 +74,18 @@ def _limit(text: str) -> int:
 
 
 def _store(path: Path | None) -> dataflow.Store:
-    folder = path or Path()
-    if not (folder / "catalog.db").is_file():
+    """An existing store; a folder that is none is wrong use, not a damaged store."""
+    try:
+        store = dataflow.Store(path or Path())
+    except StoreError as error:
+        raise ProgramError(error.message, code=error.code, help=error.help) from None
+    if not store.exists:
         raise ProgramError(
-            f"{folder.absolute()} is not a store",
-            code="DF0605",
+            f"there is no store at {store.path}",
+            code="DF0222",
             help="give --store DIR, the folder that `dataflow run --store DIR` wrote",
         )
-    return dataflow.Store(folder)
+    return store
 
 
 def _write(rows: pa.Table, format: str | None) -> None:

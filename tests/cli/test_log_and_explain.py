@@ -68,7 +68,7 @@ def test_wrong_use_exits_with_2(store: str, capsys: Said, arguments: list[str], 
 
 def test_a_folder_that_is_no_store_is_left_as_it_is(tmp_path: Path, capsys: Said) -> None:
     assert main(["log", "ls", "--store", str(tmp_path / "nothing")]) == 2
-    assert "is not a store" in capsys.readouterr().err
+    assert "there is no store at" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
 
 
