@@ -10,14 +10,14 @@ import os
 import random
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import pyarrow as pa
 
 from dataflow.errors import StoreError
 
 FilePath = str | os.PathLike[str]
-Content = bytes | bytearray | memoryview | pa.Buffer
+Content: TypeAlias = bytes | bytearray | memoryview | pa.Buffer
 """What can be written: anything with contiguous bytes."""
 
 

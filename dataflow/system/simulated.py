@@ -85,10 +85,12 @@ class SimulatedLock:
     """A lock of a simulated disk: an entry in its table of locks."""
 
     def __init__(self, locks: dict[str, str], path: str) -> None:
-        self._locks, self._path = locks, path
+        self._locks, self._path, self._is_held = locks, path, True
 
     def release(self) -> None:
-        self._locks.pop(self._path, None)
+        if self._is_held:
+            self._locks.pop(self._path, None)
+        self._is_held = False
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,1 @@
+"""The event log: segments of Arrow batches, as told in FORMAT.md."""

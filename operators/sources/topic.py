@@ -1,0 +1,109 @@
+"""Rows of a topic of the event log, from the run's store or from another one.
+
+A split is one published batch: any worker may read it, and what it hands on points into the mapped file. What is
+there when reading begins is read, and no more, so a pipeline may write to the topic that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from dataflow.errors import PlanError
+from dataflow.operators.base import ReadRequest, Rows
+from dataflow.state.layout import check_topic_name
+from dataflow.system import FilePath, System
+
+if TYPE_CHECKING:
+    from dataflow.state.log.segment import IndexEntry
+    from dataflow.state.store import Store
+
+
+class TopicSource:
+    """Reads the offsets from `start` up to, not including, `until` of each partition of a topic."""
+
+    bounded = True
+    blocking = False
+
+    def __init__(
+        self,
+        topic: str,
+        store: FilePath | Store | None = None,
+        *,
+        name: str | None = None,
+        start: int | str = "earliest",
+        until: int | None = None,
+    ) -> None:
+        self.topic = check_topic_name(topic)
+        self.name = name or topic
+        self.store = store
+        self.start, self.until = _offset(start), until
+        self._opened: Store | None = None
+
+    def schema(self, system: System) -> pa.Schema:
+        return self._open(system, None).schema(self.topic)
+
+    def partitions(self, request: ReadRequest) -> Sequence[str]:
+        numbers = self._open(request.system, request.store).partitions(self.topic)
+        return [f"{self.topic}/{number}" for number in numbers]
+
+    def splits(self, partition: int, request: ReadRequest) -> Iterator[TopicSplit]:
+        store = self._open(request.system, request.store)
+        schema = store.schema(self.topic)
+        fields = tuple(schema.field(column) for column in request.columns)
+        number = store.partitions(self.topic)[partition]
+        for entry in store.batches(self.topic, number, self.start, self.until):
+            yield TopicSplit(store, entry, fields, self.start, self.until)
+
+    def identity(self) -> tuple[object, ...]:
+        path = None if self.store is None else str(getattr(self.store, "path", self.store))
+        return ("topic", self.topic, path, self.start, self.until)
+
+    def _open(self, system: System, run_store: object | None) -> Store:
+        from dataflow.state.store import Store
+
+        given = run_store if self.store is None else self.store
+        if isinstance(given, Store):
+            return given
+        if given is None:
+            raise PlanError(
+                f"the columns of topic `{self.topic}` are not known: it is not said which store it is in",
+                code="DF0408",
+                help=f"give the store: read_topic({self.topic!r}, store=...)",
+            )
+        if self._opened is None or self._opened.system is not system:
+            self._opened = Store(str(given), system=system)
+        return self._opened
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSplit:
+    """One published batch; its rows' positions are their offsets."""
+
+    store: Store
+    entry: IndexEntry
+    fields: tuple[pa.Field, ...]
+    start: int
+    until: int | None
+
+    def read(self) -> Iterator[Rows]:
+        from dataflow.state.log.reader import column_of
+        from dataflow.state.store import cut
+
+        batch = cut(self.store.read_entry(self.entry), self.entry, self.start, self.until)
+        columns = {field.name: column_of(batch, field) for field in self.fields}
+        yield Rows(columns, batch.num_rows, max(self.entry.first_offset, self.start))
+
+
+def _offset(start: int | str) -> int:
+    if start == "earliest":
+        return 0
+    if not isinstance(start, int) or start < 0:
+        raise PlanError(
+            f'`start` of a topic is "earliest" or an offset from 0 on, got {start!r}',
+            help="offsets count the rows of a partition from 0",
+        )
+    return start

@@ -1,0 +1,433 @@
+"""The catalog: one SQLite database that says what a store holds (tables: FORMAT.md section 3).
+
+A row of the catalog makes bytes exist; without it they are a torn tail. So everything that a commit publishes goes
+into one transaction. The hard part is many processes on one database: no cursor stays open (it would pin the WAL),
+transactions are short and begin IMMEDIATE, and each checks that the partition is still as its writer believes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+
+import apsw
+import pyarrow as pa
+
+from dataflow.errors import StoreError
+from dataflow.state.layout import FILE_MODE, Layout
+from dataflow.state.log.segment import IndexEntry, SegmentInfo
+from dataflow.state.log.writer import Pending
+from dataflow.state.records import CommitRequest, EpochRecord, JsonObject, PipelineState, TopicInfo
+from dataflow.system import System
+
+FORMAT_VERSION = 1
+APPLICATION_ID = 0x4446_4C57
+BUSY_TIMEOUT_MS = 30_000
+"""How long to wait for another process's transaction. Each takes milliseconds: more means that one hangs."""
+ENTRY = struct.Struct("<5Q")
+"""Of `batches.entries`: segment_id, position, length, rows, xxh3."""
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE topics (topic_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, folded TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE schemas (topic_id INTEGER NOT NULL, version INTEGER NOT NULL, arrow BLOB NOT NULL,
+    PRIMARY KEY (topic_id, version)) STRICT;
+CREATE TABLE partitions (topic_id INTEGER NOT NULL, partition INTEGER NOT NULL, rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, PRIMARY KEY (topic_id, partition)) STRICT;
+CREATE TABLE segments (segment_id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL, partition INTEGER NOT NULL,
+    file TEXT NOT NULL, first_offset INTEGER NOT NULL, schema_version INTEGER NOT NULL, header_bytes INTEGER NOT NULL,
+    header_xxh3 INTEGER NOT NULL, published_bytes INTEGER NOT NULL, UNIQUE (topic_id, partition, file)) STRICT;
+CREATE TABLE commits (commit_id INTEGER PRIMARY KEY AUTOINCREMENT, wall_us INTEGER NOT NULL, pipeline TEXT,
+    epoch INTEGER) STRICT;
+CREATE TABLE batches (topic_id INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
+    commit_id INTEGER NOT NULL, rows INTEGER NOT NULL, entries BLOB NOT NULL,
+    PRIMARY KEY (topic_id, partition, first_offset)) STRICT;
+CREATE TABLE pipelines (name TEXT PRIMARY KEY, graph_hash TEXT NOT NULL, epoch INTEGER NOT NULL,
+    finished INTEGER NOT NULL, commit_id INTEGER NOT NULL, positions TEXT NOT NULL, watermarks TEXT NOT NULL) STRICT;
+CREATE TABLE ledger (pipeline TEXT NOT NULL, epoch INTEGER NOT NULL, commit_id INTEGER NOT NULL, counts BLOB NOT NULL,
+    PRIMARY KEY (pipeline, epoch)) STRICT;
+"""
+
+Value = int | str | bytes | None
+
+
+class UnfinishedCatalogError(Exception):
+    """The making of the catalog was cut off, or goes on in another process: there is no store yet."""
+
+
+class Catalog:
+    """An open catalog. Every method may be called from any thread."""
+
+    def __init__(self, system: System, layout: Layout) -> None:
+        self._system, self._layout = system, layout
+        self._mutex = system.scheduler.mutex()
+        self._connection = _connect(system, layout.catalog)
+        try:
+            if _is_unfinished(self._connection):
+                raise UnfinishedCatalogError(layout.root)
+            self._check_version()
+            self.store_id = str(self._rows("SELECT value FROM meta WHERE key = 'store_id'")[0][0])
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        with self._mutex:
+            self._connection.close()
+
+    # ── topics ──
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        found = self._read(
+            "SELECT name, count(*), sum(rows), sum(bytes), (SELECT arrow FROM schemas s WHERE s.topic_id = t.topic_id "
+            "ORDER BY version DESC LIMIT 1) FROM topics t JOIN partitions USING (topic_id) GROUP BY name ORDER BY name"
+        )
+        return [
+            TopicInfo(name, partitions, rows, size, _schema(arrow)) for name, partitions, rows, size, arrow in found
+        ]
+
+    def check_new_topic(self, name: str) -> None:
+        """Raise if a topic exists whose name differs from this one in case only."""
+        clash = self._read("SELECT name FROM topics WHERE folded = ? AND name <> ?", name.lower(), name)
+        if clash:
+            raise _case_clash(name, str(clash[0][0]))
+
+    def latest_schema(self, topic: str) -> pa.Schema | None:
+        """A topic's columns, or None when there is no such topic."""
+        found = self._read(
+            "SELECT arrow FROM schemas JOIN topics USING (topic_id) WHERE name = ? ORDER BY version DESC LIMIT 1", topic
+        )
+        return _schema(found[0][0]) if found else None
+
+    def partitions(self, topic: str) -> dict[int, int]:
+        """The rows of each partition, by its number."""
+        return dict(
+            self._read(
+                "SELECT partition, rows FROM partitions JOIN topics USING (topic_id) WHERE name = ? ORDER BY partition",
+                topic,
+            )
+        )
+
+    def segments(self, topic: str, partition: int) -> list[SegmentInfo]:
+        """A partition's segments, in order."""
+        found = self._read(
+            "SELECT segment_id, file, first_offset, header_bytes, header_xxh3, published_bytes FROM segments "
+            "JOIN topics USING (topic_id) WHERE name = ? AND partition = ? ORDER BY first_offset, segment_id",
+            topic,
+            partition,
+        )
+        return [self._segment(topic, partition, *row) for row in found]
+
+    def entries(self, topic: str, partition: int, start: int = 0, until: int | None = None) -> list[IndexEntry]:
+        """The batches of a partition that hold rows of [start, until), in order."""
+        with self._mutex:
+            # One transaction, so that every entry finds its segment though others publish meanwhile.
+            self._connection.execute("BEGIN")
+            try:
+                found = self._rows(
+                    "SELECT b.first_offset, b.commit_id, epoch, entries FROM batches b JOIN topics USING (topic_id) "
+                    "JOIN commits USING (commit_id) WHERE name = ? AND partition = ? AND b.first_offset + b.rows > ? "
+                    "AND b.first_offset < ? ORDER BY b.first_offset",
+                    topic,
+                    partition,
+                    start,
+                    2**63 - 1 if until is None else until,
+                )
+                listed = self._rows(
+                    "SELECT segment_id, file, first_offset, header_bytes, header_xxh3, published_bytes FROM segments "
+                    "JOIN topics USING (topic_id) WHERE name = ? AND partition = ?",
+                    topic,
+                    partition,
+                )
+            finally:
+                self._connection.execute("COMMIT")
+        segments = {row[0]: self._segment(topic, partition, *row) for row in listed}
+        entries = [entry for row in found for entry in _unpack(segments, *row)]
+        return [one for one in entries if one.until_offset > start and (until is None or one.first_offset < until)]
+
+    # ── pipelines ──
+
+    def pipeline(self, name: str) -> PipelineState | None:
+        """The last committed epoch of a pipeline, or None when it never committed one."""
+        found = self._read("SELECT * FROM pipelines WHERE name = ?", name)
+        if not found:
+            return None
+        _, graph_hash, epoch, finished, commit_id, positions, watermarks = found[0]
+        return PipelineState(
+            name, graph_hash, epoch, bool(finished), commit_id, json.loads(positions), json.loads(watermarks)
+        )
+
+    def ledger(self, pipeline: str) -> dict[int, JsonObject]:
+        """The ledger of each epoch of a pipeline, in order."""
+        found = self._read("SELECT epoch, counts FROM ledger WHERE pipeline = ? ORDER BY epoch", pipeline)
+        return {epoch: json.loads(counts) for epoch, counts in found}
+
+    # ── commits ──
+
+    def commit(self, requests: Sequence[CommitRequest]) -> list[int | StoreError]:
+        """Publish each request in one common transaction; a request that does not fit is left out, with its error.
+
+        A StoreError means that nothing was published; any other error, that nobody can know.
+        """
+        with self._mutex:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                outcomes = [self._commit_one(request) for request in requests]
+            except BaseException as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, apsw.Error):
+                    raise _not_begun(self._layout, error) from error
+                raise
+            self._connection.execute("COMMIT")
+            return outcomes
+
+    def _commit_one(self, request: CommitRequest) -> int | StoreError:
+        outcome: int | StoreError
+        try:
+            with self._connection:  # a savepoint: the other requests stand when this one falls
+                outcome = self._publish(request)
+        except StoreError as error:
+            outcome = error
+        return outcome
+
+    def _publish(self, request: CommitRequest) -> int:
+        epoch = request.epoch
+        names = (None, None) if epoch is None else (epoch.pipeline, epoch.epoch)
+        commit_id = self._one(
+            "INSERT INTO commits (wall_us, pipeline, epoch) VALUES (?, ?, ?) RETURNING commit_id",
+            self._system.clock.wall_us(),
+            *names,
+        )
+        for pending in request.pendings:
+            self._publish_rows(pending, commit_id)
+        if epoch is not None:
+            self._publish_epoch(epoch, commit_id)
+        return commit_id
+
+    def _publish_rows(self, pending: Pending, commit_id: int) -> None:
+        topic_id = self._topic_id(pending.topic)
+        version = self._schema_version(topic_id, pending)
+        self._advance(topic_id, pending)
+        ids = {
+            segment.name: self._one(
+                "INSERT INTO segments (topic_id, partition, file, first_offset, schema_version, header_bytes, "
+                "header_xxh3, published_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (topic_id, partition, file) "
+                "DO UPDATE SET published_bytes = excluded.published_bytes RETURNING segment_id",
+                topic_id,
+                pending.partition,
+                segment.name,
+                segment.first_offset,
+                version,
+                segment.header_bytes,
+                _signed(segment.header_xxh3),
+                segment.bytes,
+            )
+            for segment in pending.segments
+        }
+        if pending.batches:
+            entries = [
+                ENTRY.pack(ids[one.segment], one.position, one.length, one.rows, one.xxh3) for one in pending.batches
+            ]
+            row = (topic_id, pending.partition, pending.first_offset, commit_id, pending.rows, b"".join(entries))
+            self._rows("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", *row)
+
+    def _topic_id(self, name: str) -> int:
+        found = self._rows("SELECT topic_id, name FROM topics WHERE folded = ?", name.lower())
+        if not found:
+            return self._one("INSERT INTO topics (name, folded) VALUES (?, ?) RETURNING topic_id", name, name.lower())
+        if found[0][1] != name:
+            raise _case_clash(name, found[0][1])
+        return int(found[0][0])
+
+    def _schema_version(self, topic_id: int, pending: Pending) -> int:
+        found = self._rows(
+            "SELECT version, arrow FROM schemas WHERE topic_id = ? ORDER BY version DESC LIMIT 1", topic_id
+        )
+        version, latest = (found[0][0], _schema(found[0][1])) if found else (0, None)
+        if latest is not None and latest.equals(pending.schema):
+            return int(version)
+        check_succeeds(pending.topic, latest, pending.schema)
+        arrow = pending.schema.serialize().to_pybytes()
+        self._rows("INSERT INTO schemas VALUES (?, ?, ?)", topic_id, version + 1, arrow)
+        return int(version) + 1
+
+    def _advance(self, topic_id: int, pending: Pending) -> None:
+        """Count the rows in, if the partition still ends where the writer began."""
+        key = (topic_id, pending.partition)
+        self._rows("INSERT OR IGNORE INTO partitions VALUES (?, ?, 0, 0)", *key)
+        rows = self._one("SELECT rows FROM partitions WHERE topic_id = ? AND partition = ?", *key)
+        if rows != pending.first_offset:
+            raise StoreError(
+                f"partition {pending.partition} of topic `{pending.topic}` ends at offset {rows}, and the writer's "
+                f"rows begin at {pending.first_offset}: somebody else wrote to it; nothing was published",
+                code="DF0604",
+                help="open a new writer: it starts from what is there",
+            )
+        self._rows(
+            "UPDATE partitions SET rows = rows + ?, bytes = bytes + ? WHERE topic_id = ? AND partition = ?",
+            pending.rows,
+            pending.bytes,
+            *key,
+        )
+
+    def _publish_epoch(self, epoch: EpochRecord, commit_id: int) -> None:
+        found = self._rows("SELECT epoch FROM pipelines WHERE name = ?", epoch.pipeline)
+        if found and found[0][0] >= epoch.epoch:
+            raise StoreError(
+                f"epoch {epoch.epoch} of pipeline `{epoch.pipeline}` comes after epoch {found[0][0]} was committed; "
+                "nothing was published",
+                code="DF0607",
+                help="another run of this pipeline went on meanwhile: stop one of them",
+            )
+        self._rows(
+            "INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?)",
+            epoch.pipeline,
+            epoch.graph_hash,
+            epoch.epoch,
+            int(epoch.finished),
+            commit_id,
+            _json(epoch.positions),
+            _json(epoch.watermarks),
+        )
+        counts = _json(epoch.ledger).encode()
+        self._rows("INSERT INTO ledger VALUES (?, ?, ?, ?)", epoch.pipeline, epoch.epoch, commit_id, counts)
+
+    # ── SQL ──
+
+    def _read(self, sql: str, *values: Value) -> list[tuple]:  # type: ignore[type-arg]
+        with self._mutex:
+            return self._rows(sql, *values)
+
+    def _rows(self, sql: str, *values: Value) -> list[tuple]:  # type: ignore[type-arg]
+        return list(self._connection.execute(sql, values))
+
+    def _one(self, sql: str, *values: Value) -> int:
+        return int(self._rows(sql, *values)[0][0])
+
+    def _segment(
+        self,
+        topic: str,
+        partition: int,
+        segment_id: int,
+        file: str,
+        first_offset: int,
+        header_bytes: int,
+        header_xxh3: int,
+        published_bytes: int,
+    ) -> SegmentInfo:
+        path = os.path.join("topics", topic, str(partition), file)
+        xxh3 = header_xxh3 % 2**64
+        return SegmentInfo(segment_id, topic, partition, path, first_offset, header_bytes, xxh3, published_bytes)
+
+    def _check_version(self) -> None:
+        application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        if application != APPLICATION_ID:
+            raise StoreError(
+                f"{self._layout.catalog} is not the catalog of a store; nothing was changed", help="name another path"
+            )
+        if version > FORMAT_VERSION:
+            raise StoreError(
+                f"the store {self._layout.root} has format version {version}, and this program knows versions up to "
+                f"{FORMAT_VERSION}; nothing was changed",
+                code="DF0606",
+                help="use the version of dataflow that wrote it, or a newer one",
+            )
+
+
+def create_catalog(system: System, layout: Layout) -> None:
+    """Make the catalog, durably. The caller holds the creation lock."""
+    disk = system.disk
+    disk.open_append(layout.catalog, mode=FILE_MODE).close()  # SQLite gives its own files the mode of this one
+    connection = _connect(system, layout.catalog)
+    try:
+        if _is_unfinished(connection):
+            list(connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"))
+            _fill(connection, system)
+    finally:
+        connection.close()
+    disk.sync_dir(layout.root)
+
+
+def _fill(connection: apsw.Connection, system: System) -> None:
+    connection.execute(f"BEGIN IMMEDIATE; {TABLES}")
+    meta = {"store_id": f"{system.chance.getrandbits(128):032x}", "created_us": str(system.clock.wall_us())}
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; COMMIT")
+
+
+def _connect(system: System, path: str) -> apsw.Connection:
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    connection = apsw.Connection(path, flags=flags, vfs=system.disk.vfs_name())
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        if not system.disk.shares_memory:
+            list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
+        list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
+    except apsw.NotADBError:
+        connection.close()
+        raise StoreError(f"{path} is not a database; nothing was changed", help="restore it from a backup") from None
+    return connection
+
+
+def _is_unfinished(connection: apsw.Connection) -> bool:
+    """Whether the making of a catalog was cut off before its one transaction: a database without anything in it."""
+    sql = "SELECT user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version"
+    ((version, tables),) = list(connection.execute(sql))
+    return not version and not tables
+
+
+def _unpack(
+    segments: dict[int, SegmentInfo], first_offset: int, commit_id: int, epoch: int | None, entries: bytes
+) -> list[IndexEntry]:
+    unpacked, offset = [], first_offset
+    for segment_id, position, length, rows, xxh3 in ENTRY.iter_unpack(entries):
+        unpacked.append(IndexEntry(segments[segment_id], position, length, rows, xxh3, offset, commit_id, epoch))
+        offset += rows
+    return unpacked
+
+
+def check_succeeds(topic: str, latest: pa.Schema | None, schema: pa.Schema) -> None:
+    """Raise unless `schema` may follow `latest`: all its columns with the same types, and perhaps more."""
+    for old in latest or ():
+        position = schema.get_field_index(old.name)
+        if position < 0 or not schema.field(position).type.equals(old.type):
+            found = "lacks it" if position < 0 else f"has it as {schema.field(position).type}"
+            raise StoreError(
+                f"column `{old.name}` of topic `{topic}` is {old.type}, and the new schema {found}; "
+                "nothing was written",
+                code="DF0605",
+                help="columns may be added to a topic, not changed or left out: cast it, or write to another topic",
+            )
+
+
+def _case_clash(name: str, existing: str) -> StoreError:
+    return StoreError(
+        f"a topic cannot be named `{name}`, since there is `{existing}`: they differ in case only; nothing was written",
+        code="DF0203",
+        help=f"write to `{existing}`, or take another name",
+    )
+
+
+def _not_begun(layout: Layout, error: apsw.Error) -> StoreError:
+    return StoreError(
+        f"the catalog of the store {layout.root} did not take a commit ({error}); nothing was published",
+        code="DF0608",
+        help="is the disk full, or does another process hold the catalog? nothing is lost: start again",
+    )
+
+
+def _schema(arrow: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(arrow))
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as SQLite's signed integer."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(dict(value), separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,107 @@
+"""Where things lie in a store (FORMAT.md), and which names they may have.
+
+A topic's name comes from programs and data and becomes a directory, so only harmless ones are let in; a pipeline's
+name may be anything and is escaped. The hard part of a new directory is that it must survive a power cut together
+with what is put into it: each one is synced into its parent before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from dataflow.errors import NameNotFoundError, StoreError
+from dataflow.system import Disk, FilePath
+
+TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+"""Short enough for every file system, and nothing that a shell, a URL or a path would take for syntax."""
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+CATALOG_FILES = frozenset({"catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal", "store.lock"})
+"""What a directory may hold while a store is being made in it."""
+
+
+def check_topic_name(name: str) -> str:
+    """Return the name, or raise if a topic cannot be called so.
+
+    >>> check_topic_name("clicks.v2")
+    'clicks.v2'
+    """
+    if not TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+        raise NameNotFoundError(
+            f"a topic cannot be named {name!r}",
+            code="DF0203",
+            help="use 1 to 200 of the characters A-Z a-z 0-9 . _ - (and not `.` or `..`)",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths inside a store."""
+
+    root: str
+
+    @property
+    def catalog(self) -> str:
+        return os.path.join(self.root, "catalog.db")
+
+    @property
+    def creation_lock(self) -> str:
+        return os.path.join(self.root, "store.lock")
+
+    @property
+    def locks(self) -> str:
+        return os.path.join(self.root, "locks")
+
+    def pipeline_lock(self, name: str) -> str:
+        return os.path.join(self.locks, f"pipeline-{escape(name)}.lock")
+
+    def partition(self, topic: str, partition: int) -> str:
+        return os.path.join(self.root, "topics", check_topic_name(topic), str(partition))
+
+    def writer_lock(self, topic: str, partition: int) -> str:
+        return os.path.join(self.partition(topic, partition), "writer.lock")
+
+
+def escape(name: str) -> str:
+    """A file name for any text: harmless bytes stay, every other one becomes `%` and two hex digits.
+
+    >>> escape("My job/7")
+    '%4Dy%20job%2F7'
+    """
+    harmless = b"abcdefghijklmnopqrstuvwxyz0123456789._-"
+    return "".join(chr(byte) if byte in harmless else f"%{byte:02X}" for byte in name.encode())
+
+
+def make_durable_dirs(disk: Disk, path: FilePath) -> None:
+    """Make a directory and its parents, each durable in the one above it."""
+    name = os.path.abspath(path)
+    if disk.is_dir(name):
+        return
+    parent = os.path.dirname(name)
+    make_durable_dirs(disk, parent)
+    disk.make_dirs(name, mode=DIRECTORY_MODE)
+    disk.sync_dir(parent)
+
+
+def check_is_free(disk: Disk, layout: Layout) -> None:
+    """Raise unless a store can be made here: nothing is there, or an empty directory."""
+    if not disk.exists(layout.root):
+        return
+    if not disk.is_dir(layout.root):
+        raise StoreError(
+            f"{layout.root} is a file, and a store is a directory; nothing was changed", help="name another path"
+        )
+    others = sorted(set(disk.list_dir(layout.root)) - CATALOG_FILES)
+    if "topics" in others:
+        raise StoreError(
+            f"the store {layout.root} has topics but no catalog.db: its only index is gone; nothing was changed",
+            help="restore catalog.db (with catalog.db-wal, if there is one) from a backup; topics/ still has the rows",
+        )
+    if others:
+        raise StoreError(
+            f"{layout.root} is not a store: it has other files ({', '.join(others[:3])}); nothing was changed",
+            help="name a directory that is empty or does not exist yet",
+        )
