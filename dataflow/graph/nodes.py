@@ -117,4 +117,4 @@ def graph_hash(sinks: Iterable[Node]) -> str:
         [node.spec.identity(), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]]
         for node in nodes
     ]
-    return cast(str, xxhash.xxh3_128_hexdigest(json.dumps(told, default=str)))
+    return cast(str, xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode()))

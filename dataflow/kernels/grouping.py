@@ -1,0 +1,163 @@
+"""Keys to dense numbers: open-addressing tables, the hot loop of every keyed step.
+
+A table is an int32 array of ids (-1: free) of a power of two length, probed linearly from the high bits of a
+multiplicative hash (Knuth, The Art of Computer Programming 3, 6.4). The keys stand in dense arrays by id, so a
+table stays small. A kernel stops at the first new key that finds no room; its caller grows and goes on there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dataflow.kernels import helper, kernel
+from dataflow.kernels.hashing import ByteArray, UInt64Array
+from dataflow.message import Int64Array
+
+Int32Array = npt.NDArray[np.int32]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_OTHER = np.uint64(0xD6E8FEB86659FD93)
+DEAD_PANE = -(2**63)
+"""Marks a group that has been released; no row has it, since event time never gets there."""
+
+
+@helper
+def _shift(size: int) -> np.uint64:
+    """Keeps as many high bits of a hash as a table of this size needs."""
+    bits = 0
+    while (1 << bits) < size:
+        bits += 1
+    return np.uint64(64 - bits)
+
+
+@helper
+def _home(code: int, pane: int, shift: np.uint64) -> np.int64:
+    """Where a group's id would stand in an empty table."""
+    return np.int64(((np.uint64(code) ^ (np.uint64(pane) * _OTHER)) * _GOLDEN) >> shift)
+
+
+@kernel
+def find_groups(
+    codes: Int64Array,
+    panes: Int64Array,
+    start: int,
+    table: Int32Array,
+    group_codes: Int64Array,
+    group_panes: Int64Array,
+    count: int,
+    slots: Int64Array,
+) -> tuple[int, int]:
+    """The slot of each row's (code, pane), new ones numbered on from `count`; returns the row reached and the count."""
+    mask = len(table) - 1
+    shift = _shift(len(table))
+    room = len(group_codes)
+    for row in range(start, len(codes)):
+        code = codes[row]
+        pane = panes[row]
+        at = _home(code, pane, shift)
+        while True:
+            slot = table[at]
+            if slot < 0:
+                if count == room:
+                    return row, count
+                table[at] = count
+                group_codes[count] = code
+                group_panes[count] = pane
+                slots[row] = count
+                count += 1
+                break
+            if group_codes[slot] == code and group_panes[slot] == pane:
+                slots[row] = slot
+                break
+            at = (at + 1) & mask
+    return len(codes), count
+
+
+@kernel
+def join_codes(first: Int64Array, second: Int64Array, joined: Int64Array) -> bool:
+    """Two codes of 32 bits as one of 64; false when one does not fit."""
+    fits = True
+    for row in range(len(first)):
+        a = first[row]
+        b = second[row]
+        fits &= a == np.int32(a) and b == np.int32(b)
+        joined[row] = (a << 32) | (b & 0xFFFFFFFF)
+    return fits
+
+
+@kernel
+def refill(table: Int32Array, group_codes: Int64Array, group_panes: Int64Array, count: int) -> None:
+    """Put the first `count` groups, but those that were released, into an empty table."""
+    mask = len(table) - 1
+    shift = _shift(len(table))
+    for slot in range(count):
+        if group_panes[slot] != DEAD_PANE:
+            at = _home(group_codes[slot], group_panes[slot], shift)
+            while table[at] >= 0:
+                at = (at + 1) & mask
+            table[at] = slot
+
+
+@kernel
+def find_texts(
+    offsets: Int64Array,
+    data: ByteArray,
+    hashes: UInt64Array,
+    start: int,
+    table: Int32Array,
+    known_hashes: UInt64Array,
+    known_offsets: Int64Array,
+    known_data: ByteArray,
+    count: int,
+    ids: Int64Array,
+) -> tuple[int, int]:
+    """The id of each row's bytes; `known_*` hold the bytes seen so far. Returns the row reached and the count."""
+    mask = len(table) - 1
+    for row in range(start, len(offsets) - 1):
+        begin = offsets[row]
+        length = offsets[row + 1] - begin
+        at = np.int64(hashes[row] & np.uint64(mask))
+        while True:
+            found = table[at]
+            if found < 0:
+                used = known_offsets[count]
+                if count == len(known_hashes) or used + length > len(known_data):
+                    return row, count
+                for byte in range(length):
+                    known_data[used + byte] = data[begin + byte]
+                known_hashes[count] = hashes[row]
+                known_offsets[count + 1] = used + length
+                table[at] = count
+                ids[row] = count
+                count += 1
+                break
+            if known_hashes[found] == hashes[row] and _equal(data, begin, length, known_data, known_offsets, found):
+                ids[row] = found
+                break
+            at = (at + 1) & mask
+    return len(offsets) - 1, count
+
+
+@kernel
+def place_texts(table: Int32Array, known_hashes: UInt64Array, count: int) -> None:
+    """Put the first `count` byte strings into an empty table."""
+    mask = len(table) - 1
+    for found in range(count):
+        at = np.int64(known_hashes[found] & np.uint64(mask))
+        while table[at] >= 0:
+            at = (at + 1) & mask
+        table[at] = found
+
+
+@helper
+def _equal(
+    data: ByteArray, begin: int, length: int, known_data: ByteArray, known_offsets: Int64Array, found: int
+) -> bool:
+    other = known_offsets[found]
+    if known_offsets[found + 1] - other != length:
+        return False
+    for byte in range(length):
+        if data[begin + byte] != known_data[other + byte]:
+            return False
+    return True

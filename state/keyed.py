@@ -1,0 +1,393 @@
+"""Groups: key columns of any type and a pane become a dense slot; state is then plain arrays indexed by slot.
+
+A key becomes one int64 code first: a single integer-like column is its own code, everything else goes through
+an index of the values seen (`ColumnIndex`). Two things are hard. Null is a group, but no int64 is free to stand
+for it: a column changes from values to indexes when its first null comes. And memory must follow the live
+groups, also when no key ever comes back: released groups and the values that only they used are dropped once
+they outnumber the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.event_time import to_us
+from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
+from dataflow.kernels.grouping import DEAD_PANE, find_groups, find_texts, join_codes, place_texts, refill
+from dataflow.kernels.hashing import hash_bytes, hash_ints
+from dataflow.message import BoolArray, Int64Array
+
+GROUPS_MIN = 1_024
+"""Room for groups at the start, and the least number of dead ones that is worth a clean-up."""
+_CANONICAL_NAN = np.int64(0x7FF8000000000000)
+
+
+# ── keys as plain arrays ─────────────────────────────────────────────────────────────────────────────────
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of the type are compared by their bytes."""
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind)
+    )  # fmt: skip
+
+
+def key_ints(column: pa.Array) -> tuple[Int64Array, BoolArray]:
+    """The int64 that stands for each value of an integer-like column, and validity; equal keys have equal ints."""
+    values, valid = values_of(column)
+    if values.dtype == np.float64:
+        folded = values + 0.0  # −0.0 becomes 0.0
+        bits = folded.view(np.int64)
+        nan = np.isnan(folded)
+        return (np.where(nan, _CANONICAL_NAN, bits) if nan.any() else bits), valid
+    return values, valid  # type: ignore[return-value]  # not float64, so int64
+
+
+def key_bytes(column: pa.Array) -> tuple[Int64Array, np.ndarray, BoolArray]:
+    """Offsets (one more than rows), bytes and validity of a text column."""
+    valid = validity_of(column)
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())
+    large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    if not large and not pa.types.is_string(column.type) and not pa.types.is_binary(column.type):
+        column, large = column.cast(pa.large_binary()), True
+    _, offsets, data = column.buffers()
+    width = np.int64 if large else np.int32
+    plain = np.frombuffer(offsets, dtype=width, count=len(column) + 1, offset=column.offset * np.dtype(width).itemsize)
+    found = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8)
+    return plain.astype(np.int64, copy=False), found, valid
+
+
+# ── the documented hash ──────────────────────────────────────────────────────────────────────────────────
+
+
+def row_hashes(columns: Sequence[pa.Array]) -> np.ndarray:
+    """The key hash of each row, as FORMAT.md section 6 defines it."""
+    hashes = np.zeros(len(columns[0]), dtype=np.uint64)
+    for number, column in enumerate(columns):
+        if pa.types.is_dictionary(column.type):
+            if number == 0 and not column.null_count and not column.dictionary.null_count:
+                hashes = row_hashes([column.dictionary])[column.indices.to_numpy()]
+                continue
+            column = column.cast(column.type.value_type)
+        _hash_column(column, hashes)
+    return hashes
+
+
+def _hash_column(column: pa.Array, hashes: np.ndarray) -> None:
+    kind = column.type
+    if pa.types.is_null(kind):
+        hash_ints(np.zeros(len(column), dtype=np.int64), np.zeros(len(column), dtype=np.bool_), hashes)
+    elif is_text(kind):
+        hash_bytes(*key_bytes(column), hashes)
+    else:
+        hash_ints(*_canonical_ints(column), hashes)
+
+
+def _canonical_ints(column: pa.Array) -> tuple[Int64Array, BoolArray]:
+    """As `key_ints`, but times of every unit as microseconds."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return to_us(column)[0], validity_of(column)
+    values, valid = key_ints(column)
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        per_us = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
+        factor, divisor = per_us[kind.unit]
+        return values * factor // divisor, valid
+    if pa.types.is_date64(kind):
+        return values // 86_400_000, valid
+    return values, valid
+
+
+# ── indexes of the values of one column ──────────────────────────────────────────────────────────────────
+
+
+class IntIndex:
+    """The distinct ints of a column, numbered as they come. `-1` stands for null outside."""
+
+    def __init__(self) -> None:
+        self._table = Table()
+
+    def ids_of(self, values: Int64Array) -> Int64Array:
+        return self._table.find(values, np.zeros(len(values), dtype=np.int64))
+
+    def values(self, ids: Int64Array) -> Int64Array:
+        return self._table.codes[ids]
+
+
+class TextIndex:
+    """The distinct byte strings of a column, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._table = np.full(4 * GROUPS_MIN, -1, dtype=np.int32)
+        self._hashes = np.empty(GROUPS_MIN, dtype=np.uint64)
+        self._offsets = np.zeros(GROUPS_MIN + 1, dtype=np.int64)
+        self._data = np.empty(16 * GROUPS_MIN, dtype=np.uint8)
+
+    def ids_of(self, column: pa.Array) -> Int64Array:
+        """The id of each value; what stands at a null's place is some id too."""
+        offsets, data, _ = key_bytes(column)
+        hashes = np.zeros(len(column), dtype=np.uint64)
+        hash_bytes(offsets, data, ALL_VALID, hashes)
+        ids = np.empty(len(column), dtype=np.int64)
+        row = 0
+        while True:
+            row, self.count = find_texts(
+                offsets, data, hashes, row, self._table, self._hashes, self._offsets, self._data, self.count, ids
+            )
+            if row == len(column):
+                return ids
+            self._grow(int(offsets[row + 1] - offsets[row]))
+
+    def _grow(self, bytes_needed: int) -> None:
+        """Make room for one more value of this length, and for as many again."""
+        if self.count == len(self._hashes):
+            self._hashes = _resized(self._hashes, 2 * self.count)
+            self._offsets = _resized(self._offsets, 2 * self.count + 1)
+            size = 4 * len(self._hashes)
+            self._table = np.full(size, -1, dtype=np.int32)
+            place_texts(self._table, self._hashes, self.count)
+        used = int(self._offsets[self.count])
+        if used + bytes_needed > len(self._data):
+            self._data = _resized(self._data, 2 * (used + bytes_needed))
+
+    def values(self, ids: Int64Array, kind: pa.DataType) -> pa.Array:
+        """The values with these ids, in their logical type; -1 is null."""
+        offsets = pa.py_buffer(self._offsets[: self.count + 1].copy())
+        data = pa.py_buffer(self._data[: int(self._offsets[self.count])].copy())
+        known = pa.Array.from_buffers(pa.large_binary(), self.count, [None, offsets, data])
+        found = known.take(pa.array(ids, mask=ids < 0))
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            return found.cast(kind)
+        return found.cast(pa.large_string()).cast(kind)
+
+
+def _resized(array: np.ndarray, size: int) -> np.ndarray:
+    grown = np.empty(size, dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+class KeyColumn:
+    """One key column: its values as int64 codes, and back. `null_code` is -1, which indexed columns keep free."""
+
+    def __init__(self, kind: pa.DataType, indexed: bool) -> None:
+        self.kind = kind
+        self.is_text = is_text(kind) or pa.types.is_null(kind)
+        self.ints = IntIndex() if indexed and not self.is_text else None
+        self.texts = TextIndex() if self.is_text else None
+        self._dictionary: pa.Array | None = None
+        self._dictionary_ids = np.empty(0, dtype=np.int64)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether codes are the values themselves; then null has no code."""
+        return self.ints is None and self.texts is None
+
+    def codes_of(self, column: pa.Array) -> Int64Array:
+        if pa.types.is_null(column.type):
+            return np.full(len(column), -1, dtype=np.int64)
+        if pa.types.is_dictionary(column.type):
+            if self.is_text and len(column.dictionary) <= len(column):
+                return self._through_dictionary(column)
+            column = column.cast(column.type.value_type)
+        if self.texts is not None:
+            ids, valid = self.texts.ids_of(column.drop_null() if column.null_count else column), validity_of(column)
+            return ids if not len(valid) else _spread(ids, valid)
+        values, valid = key_ints(column)
+        if self.ints is None:
+            return values
+        if not len(valid):
+            return self.ints.ids_of(values)
+        return _spread(self.ints.ids_of(values[valid]), valid)
+
+    def _through_dictionary(self, column: pa.DictionaryArray) -> Int64Array:
+        """Hash each value of the dictionary once; the batches of a unit share theirs."""
+        dictionary = column.dictionary
+        if self._dictionary is None or not _same_memory(self._dictionary, dictionary):
+            self._dictionary_ids = np.append(self.codes_of(dictionary), -1)
+            self._dictionary = dictionary
+        indices = column.indices
+        if indices.null_count:
+            indices = indices.fill_null(len(dictionary))
+        return self._dictionary_ids[indices.to_numpy()]
+
+    def values(self, codes: Int64Array) -> pa.Array:
+        if self.texts is not None:
+            if pa.types.is_null(self.kind):
+                return pa.nulls(len(codes))
+            return self.texts.values(codes, self.kind)
+        null = codes < 0 if self.ints is not None else None
+        ints = codes if self.ints is None else self.ints.values(codes)
+        return _from_ints(ints, self.kind, null)
+
+
+def _spread(ids: Int64Array, valid: BoolArray) -> Int64Array:
+    codes = np.full(len(valid), -1, dtype=np.int64)
+    codes[valid] = ids
+    return codes
+
+
+def _same_memory(one: pa.Array, other: pa.Array) -> bool:
+    if len(one) != len(other) or one.offset != other.offset:
+        return False
+    pairs = zip(one.buffers(), other.buffers(), strict=True)
+    return all((a.address if a else 0) == (b.address if b else 0) for a, b in pairs)
+
+
+def _from_ints(ints: Int64Array, kind: pa.DataType, null: BoolArray | None) -> pa.Array:
+    """The values of an integer-like type that these ints stand for."""
+    mask = null if null is not None and null.any() else None
+    if mask is not None:
+        ints = np.where(mask, 0, ints)
+    if pa.types.is_floating(kind):
+        return pa.array(ints.view(np.float64), mask=mask).cast(kind)
+    found = pa.array(ints, mask=mask)
+    if pa.types.is_boolean(kind):
+        return found.cast(pa.bool_())
+    if pa.types.is_uint64(kind):
+        return pa.array(ints.view(np.uint64), mask=mask)
+    if kind.bit_width == 64:
+        return found.view(kind)
+    if pa.types.is_integer(kind):
+        return found.cast(kind)
+    return found.cast(pa.int32()).view(kind)
+
+
+# ── groups ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Table:
+    """Pairs of int64 to dense slots."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.codes = np.empty(GROUPS_MIN, dtype=np.int64)
+        self.panes = np.empty(GROUPS_MIN, dtype=np.int64)
+        self._table = np.full(2 * GROUPS_MIN, -1, dtype=np.int32)
+
+    def find(self, codes: Int64Array, panes: Int64Array) -> Int64Array:
+        """The slot of each pair; new pairs get the next ones."""
+        slots = np.empty(len(codes), dtype=np.int64)
+        row = 0
+        while True:
+            row, self.count = find_groups(
+                codes, panes, row, self._table, self.codes, self.panes, self.count, slots
+            )
+            if row == len(codes):
+                return slots
+            self.codes, self.panes = _resized(self.codes, 2 * self.count), _resized(self.panes, 2 * self.count)
+            self.refill()
+
+    def refill(self) -> None:
+        """Make the table anew from the pairs."""
+        self._table = np.full(2 * len(self.codes), -1, dtype=np.int32)
+        refill(self._table, self.codes, self.panes, self.count)
+
+    def keep(self, slots: Int64Array, codes: Int64Array) -> None:
+        """Only these slots, with these codes, in a table of the size they need."""
+        room = max(GROUPS_MIN, 1 << int(2 * len(slots)).bit_length())
+        panes = self.panes[slots]
+        self.count = len(slots)
+        self.codes, self.panes = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+        self.codes[: self.count], self.panes[: self.count] = codes, panes
+        self.refill()
+
+
+class Groups:
+    """The slots of (key, pane). Used by one task."""
+
+    def __init__(self, key_types: Sequence[pa.DataType]) -> None:
+        self._types = tuple(key_types)
+        self._table = Table()
+        self._dead = 0
+        self._start_encoding([False] * len(self._types))
+
+    def _start_encoding(self, indexed: Sequence[bool]) -> None:
+        self._columns = [KeyColumn(kind, one) for kind, one in zip(self._types, indexed, strict=True)]
+        self._pairs = [Table() for _ in self._types[2:]]
+
+    @property
+    def count(self) -> int:
+        """Slots in use, those of released groups included."""
+        return self._table.count
+
+    @property
+    def panes(self) -> Int64Array:
+        """The pane of each slot."""
+        return self._table.panes[: self._table.count]
+
+    def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int64Array:
+        """The slot of each row's group; new groups get new slots."""
+        return self._table.find(self._codes_of(columns, len(panes)), panes)
+
+    def _codes_of(self, columns: Sequence[pa.Array], rows: int) -> Int64Array:
+        """One code a row. Columns whose values cannot be codes (nulls, or two that do not fit together) are indexed."""
+        if not columns:
+            return np.zeros(rows, dtype=np.int64)
+        nullable = [known.is_raw and column.null_count > 0 for known, column in zip(self._columns, columns, strict=True)]
+        if any(nullable):
+            self._index(nullable)
+        codes = [known.codes_of(column) for known, column in zip(self._columns, columns, strict=True)]
+        joined = codes[0]
+        for number, more in enumerate(codes[1:]):
+            if number:
+                joined = self._pairs[number - 1].find(joined, np.zeros(rows, dtype=np.int64))
+            pair, joined = joined, np.empty(rows, dtype=np.int64)
+            if not join_codes(pair, more, joined):
+                self._index([True] * len(columns))
+                return self._codes_of(columns, rows)
+        return joined
+
+    def _index(self, columns: Sequence[bool]) -> None:
+        """From now on these columns are indexed; the codes of all groups are made anew."""
+        keys = self.keys(np.arange(self.count))
+        self._start_encoding([one or not known.is_raw for one, known in zip(columns, self._columns, strict=True)])
+        if self.count:
+            self._table.codes[: self.count] = self._codes_of(keys, self.count)
+            self._table.refill()
+
+    def keys(self, slots: Int64Array) -> list[pa.Array]:
+        """The key columns of these slots, in their logical types."""
+        codes = self._table.codes[slots]
+        if len(self._types) == 1:
+            return [self._columns[0].values(codes)]
+        found: list[pa.Array] = []
+        for number in range(len(self._types) - 1, 0, -1):
+            codes, last = _split(codes)
+            found.append(self._columns[number].values(last))
+            if number > 1:
+                codes = self._pairs[number - 2].codes[codes]
+        return [self._columns[0].values(codes), *found[::-1]] if self._types else []
+
+    def live_slots(self) -> Int64Array:
+        """The slots of the groups that have not been released."""
+        return np.flatnonzero(self.panes != DEAD_PANE)
+
+    def release(self, slots: Int64Array) -> Int64Array | None:
+        """Forget groups. When most are dead they are cleaned up: then this returns the old slots that were kept,
+        in the order of the new ones; else None."""
+        self._table.panes[slots] = DEAD_PANE
+        self._dead += len(slots)
+        if self._dead < max(GROUPS_MIN, self.count // 2):
+            return None
+        kept = self.live_slots()
+        codes = self._table.codes[kept]
+        if not all(known.is_raw for known in self._columns) or self._pairs:
+            keys = self.keys(kept)
+            self._start_encoding([not known.is_raw for known in self._columns])
+            codes = self._codes_of(keys, len(kept))
+        self._table.keep(kept, codes)
+        self._dead = 0
+        return kept
+
+
+def _split(joined: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """The two codes of 32 bits that were joined."""
+    return joined >> 32, (joined << 32) >> 32
