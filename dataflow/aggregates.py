@@ -90,7 +90,7 @@ class Aggregate:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refused
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = _refused
     __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __invert__ = __abs__ = __bool__ = _refused
-    __eq__ = __ne__ = _refused  # type: ignore[assignment]
+    __eq__ = __ne__ = _refused
     __hash__ = object.__hash__
 
 
@@ -105,12 +105,12 @@ def _input(value: ExprLike) -> Expr:
     """An expression, with advice for a name in quotes that was meant as a column."""
     if isinstance(value, str):
         raise TypeMismatchError(
-            f"an aggregate needs a column, got the text {value!r}", help=f"write `{Column_text(value)}`"
+            f"an aggregate needs a column, got the text {value!r}", help=f"write `{column_text(value)}`"
         )
     return as_expr(value)
 
 
-def Column_text(name: str) -> str:
+def column_text(name: str) -> str:
     from dataflow.expr import Column
 
     return repr(Column(name))

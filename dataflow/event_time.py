@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +37,8 @@ _OTHER_WORDS = {
     "us": ("µs", "usec", "micros", "microsecond", "microseconds"),
 }
 _UNIT_OF_WORD = {word: unit for unit, words in _OTHER_WORDS.items() for word in words}
-_PART = re.compile(r"(\d+)(us|ms|w|d|h|m|s)")
-_WHOLE = re.compile(rf"-?(?:{_PART.pattern})+")
-_LOOSE_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*", re.IGNORECASE)
+_PART = r"(\d+)(us|ms|w|d|h|m|s)"
+_LOOSE_PART = r"(?i)(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*"
 _INT64 = np.iinfo(np.int64)
 
 
@@ -56,9 +56,9 @@ def duration_us(value: str | timedelta, what: str) -> int:
     if not isinstance(value, str):
         raise _bad_duration(value, what)
     text = value.strip()
-    parts = _PART.findall(text)
+    parts = re.findall(_PART, text)
     units = [unit for _, unit in parts]
-    if not _WHOLE.fullmatch(text) or units != sorted(set(units), key=list(UNITS_US).index):
+    if not re.fullmatch(f"-?({_PART})+", text) or units != sorted(set(units), key=list(UNITS_US).index):
         raise _bad_duration(value, what)
     us = sum(int(number) * UNITS_US[unit] for number, unit in parts)
     if us > _INT64.max:
@@ -84,7 +84,7 @@ def _respelled(text: str) -> str | None:
     if re.sub(_LOOSE_PART, "", body) or not body:
         return None
     us = 0.0
-    for number, word in _LOOSE_PART.findall(body):
+    for number, word in re.findall(_LOOSE_PART, body):
         unit = word if word in UNITS_US else _UNIT_OF_WORD.get(word.lower(), word.lower())
         if unit not in UNITS_US:
             return None
@@ -117,7 +117,7 @@ _US_IN = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 def is_time_type(type: pa.DataType) -> bool:
     """Whether a column of this type can be the event time."""
-    return pa.types.is_timestamp(type) or pa.types.is_date(type)
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type))
 
 
 def check_time_type(type: pa.DataType, what: str) -> None:
@@ -162,7 +162,7 @@ def from_us(times_us: Int64Array, time_type: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(bounds_type(time_type), len(values), [None, pa.py_buffer(values)])
 
 
-def values_of(array: pa.Array, dtype: type[np.generic]) -> np.ndarray:  # type: ignore[type-arg]
+def values_of(array: pa.Array, dtype: type[np.generic]) -> np.ndarray[Any, Any]:
     """The values of a fixed-width array as a read-only view; what stands in a null's place is not defined."""
     buffer = array.buffers()[1]
     if buffer is None or len(array) == 0:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from dataflow.compute.evaluate import Bad, BoundExpr, Evaluated
 from dataflow.errors import TypeMismatchError
-from dataflow.evaluate import Bad, BoundExpr, Evaluated
-from dataflow.functions import Namespace
 
 if TYPE_CHECKING:
     from dataflow.aggregates import Aggregate
+    from dataflow.functions import Namespace
 
 __all__ = ["Bad", "BoundExpr", "Evaluated", "Expr", "as_expr", "coalesce", "col", "duration", "lit", "when"]
 
@@ -68,7 +68,7 @@ class Expr:
 
     def bind(self, schema: pa.Schema) -> BoundExpr:
         """Give it the types of these columns; raises NameNotFoundError or TypeMismatchError."""
-        from dataflow.binding import bind
+        from dataflow.compute.binding import bind
 
         return bind(self, schema)
 
@@ -203,16 +203,6 @@ class Expr:
         """The same values under another name."""
         return Alias(self, name)
 
-    @property
-    def str(self) -> Namespace:
-        """Functions of texts."""
-        return Namespace("str", lambda name, options: Call(name, self, options))
-
-    @property
-    def dt(self) -> Namespace:
-        """Functions of timestamps and dates."""
-        return Namespace("dt", lambda name, options: Call(name, self, options))
-
     # aggregates
 
     def sum(self) -> Aggregate:
@@ -255,6 +245,22 @@ class Expr:
         from dataflow.aggregates import aggregate
 
         return aggregate(function, self, *others, **options)
+
+    # functions of the library; last in the class, since `str` means this property from here on
+
+    @property
+    def dt(self) -> Namespace:
+        """Functions of timestamps and dates: `.dt.hour()`."""
+        from dataflow.functions import Namespace
+
+        return Namespace("dt", lambda name, options: Call(name, self, options))
+
+    @property
+    def str(self) -> Namespace:
+        """Functions of texts: `.str.lower()`."""
+        from dataflow.functions import Namespace
+
+        return Namespace("str", lambda name, options: Call(name, self, options))
 
 
 # ── the kinds of expression ──────────────────────────────────────────────────────────────────────────────

@@ -318,6 +318,22 @@ def column_not_found(name: str, known: typing.Sequence[str], where: str = "") ->
     return NameNotFoundError(f"there is no column `{name}`{where}", help=help)
 
 
+def is_text_type(type: pa.DataType) -> bool:
+    """Any of the string types."""
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+
+
+def is_number_type(type: pa.DataType) -> bool:
+    """Integers, floats and decimals."""
+    return bool(pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type))
+
+
+def is_bytes_type(type: pa.DataType) -> bool:
+    """Any of the binary types."""
+    t = pa.types
+    return bool(t.is_binary(type) or t.is_large_binary(type) or t.is_binary_view(type) or t.is_fixed_size_binary(type))
+
+
 def is_key_type(type: pa.DataType) -> bool:
     """Whether rows can be grouped by a column of this type.
 
@@ -332,13 +348,8 @@ def is_key_type(type: pa.DataType) -> bool:
         t.is_primitive(type)  # bool, integers, floats, dates, times, timestamps, durations
         or t.is_decimal(type)
         or t.is_null(type)
-        or t.is_string(type)
-        or t.is_large_string(type)
-        or t.is_string_view(type)
-        or t.is_binary(type)
-        or t.is_large_binary(type)
-        or t.is_binary_view(type)
-        or t.is_fixed_size_binary(type)
+        or is_text_type(type)
+        or is_bytes_type(type)
     ) and not t.is_interval(type)
 
 

@@ -14,10 +14,11 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 
-from dataflow.casts import PER_SECOND, is_text
-from dataflow.errors import ProgramError, TypeMismatchError
-from dataflow.evaluate import LiteralNode
+from dataflow.compute.casts import PER_SECOND
+from dataflow.compute.evaluate import LiteralNode
+from dataflow.errors import TypeMismatchError
 from dataflow.event_time import duration_us
+from dataflow.schema import is_bytes_type, is_text_type
 
 t = pa.types
 INT64 = np.iinfo(np.int64)
@@ -71,11 +72,23 @@ def _to_decimal(value: object, target: pa.DataType) -> pa.Scalar | None:
     """In the column's scale where the digits fit, so `col.price > 9.99` compares what it says."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
-    exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
     try:
-        return pa.scalar(exact, target)
+        return pa.scalar(_digits(value), target)
     except (pa.ArrowInvalid, OverflowError):
         return None
+
+
+def exact_decimal(node: LiteralNode) -> LiteralNode | None:
+    """A number as a decimal of its own digits: `col.price * 1.19` needs two of them."""
+    if isinstance(node.value, bool) or not isinstance(node.value, int | float | Decimal):
+        return None
+    exact = _digits(node.value)
+    return LiteralNode(pa.scalar(exact)) if exact.is_finite() else None
+
+
+def _digits(value: float | Decimal) -> Decimal:
+    """The digits that the user wrote."""
+    return Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
 
 
 def _to_text(value: object, target: pa.DataType) -> pa.Scalar | None:
@@ -144,7 +157,7 @@ def _parsed(text: str, parse: Callable[[str], object], what: str) -> object:
         return parse(text.strip())
     except ValueError as error:
         shape = {"timestamp": "2013-07-04T15:30:00", "date": "2013-07-04", "time": "15:30:00"}[what]
-        raise ProgramError(
+        raise TypeMismatchError(
             f"{text!r} is not a {what}, which it is compared with: {error}",
             code="DF0305",
             help=f"write it as {shape!r}",
@@ -155,9 +168,8 @@ _CONVERTERS = (
     (t.is_integer, _to_integer),
     (t.is_floating, _to_float),
     (t.is_decimal, _to_decimal),
-    (is_text, _to_text),
-    (lambda type: t.is_binary(type) or t.is_large_binary(type) or t.is_binary_view(type), _to_bytes),
-    (t.is_fixed_size_binary, _to_bytes),
+    (is_text_type, _to_text),
+    (is_bytes_type, _to_bytes),
     (t.is_timestamp, _to_timestamp),
     (t.is_date, _to_date),
     (t.is_time, _to_time),

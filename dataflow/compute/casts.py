@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflow.arithmetic import BAD_CAST, TIME_RANGE, view_kernel
+from dataflow.compute.arithmetic import BAD_CAST, TIME_RANGE, view_kernel
+from dataflow.compute.evaluate import Bad, Kernel, arrow, as_array, mask_of, null_where_bad, valid_mask
 from dataflow.errors import TypeMismatchError
-from dataflow.evaluate import Bad, Kernel, arrow, as_array, mask_of, null_where_bad, valid_mask
-from dataflow.event_time import values_of
+from dataflow.event_time import is_time_type, values_of
 from dataflow.message import BoolArray
-from dataflow.schema import type_name
+from dataflow.schema import is_number_type, is_text_type, type_name
 
 t = pa.types
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -42,28 +42,18 @@ def cast_kernel(source: pa.DataType, target: pa.DataType, text: str) -> Kernel:
         return _guarded(target, text, lambda values: _integers_outside(values, target))
     if t.is_floating(source) and t.is_integer(target):
         return _float_to_integer(source, target, text)
-    if _is_number(source) and t.is_floating(target):
+    if is_number_type(source) and t.is_floating(target):
         return _unsafe(target)
     if t.is_integer(source) and t.is_decimal(target):
         return _integer_to_decimal(source, target, text)
-    if t.is_timestamp(source) or t.is_date(source):
-        if t.is_timestamp(target) or t.is_date(target):
-            return _time_to_time(source, target, text)
+    if is_time_type(source) and is_time_type(target):
+        return _time_to_time(source, target, text)
     if (kernel := _bits(source, target, text)) is not None:
         return kernel
-    if is_text(source):
+    if is_text_type(source):
         return _parse(target, text)
     _check_cast_exists(source, target, text)
     return _guarded(target, text, lambda values: _refused_one_by_one(values, target))
-
-
-def is_text(type: pa.DataType) -> bool:
-    """Any of the string types."""
-    return t.is_string(type) or t.is_large_string(type) or t.is_string_view(type)
-
-
-def _is_number(type: pa.DataType) -> bool:
-    return t.is_integer(type) or t.is_floating(type) or t.is_decimal(type)
 
 
 def _check_cast_exists(source: pa.DataType, target: pa.DataType, text: str) -> None:
@@ -247,7 +237,7 @@ def _then(first: Kernel, between: pa.DataType, target: pa.DataType, text: str) -
 
 def _parse(target: pa.DataType, text: str) -> Kernel:
     """A text read as another type."""
-    if is_text(target):
+    if is_text_type(target):
         return _guarded(target, text, lambda values: _refused_one_by_one(values, target))
     _check_cast_exists(pa.string(), target, text)
     import pyarrow.compute as pc

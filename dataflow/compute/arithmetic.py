@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflow.evaluate import Bad, Kernel, arrow, as_array, valid_mask
+from dataflow.compute.evaluate import Bad, Kernel, arrow, as_array, valid_mask
 from dataflow.event_time import values_of
 from dataflow.message import BoolArray
 
@@ -78,23 +78,19 @@ def _one_sided(name: str, text: str) -> Kernel:
 
 def floor_kernel(op: str, text: str) -> Kernel:
     """`//` and `%` on two int64 (or two uint64) columns; division by zero is bad, and so is MIN // -1."""
-    ufunc = np.floor_divide if op == "//" else np.remainder
 
     def kernel(args: Sequence[Any], num_rows: int, bad: list[Bad]) -> pa.Array:
         left, right = _numbers(args[0]), _numbers(args[1])
         zero = right == 0
         with np.errstate(divide="ignore", over="ignore"):
-            result = ufunc(left, right)
-        failed = zero
-        if op == "//" and left.dtype == np.int64:
-            # Only MIN // -1 overflows; a negative quotient of two negatives is what it wraps to.
-            failed = zero | ((right == -1) & (left == np.iinfo(np.int64).min))
-        elif op == "%" and np.any(right == -1):
-            result = np.where(right == -1, 0, result)
-        if not np.any(failed):
+            result = np.floor_divide(left, right)  # by a constant it is three times as fast as np.remainder
+            if op == "%":  # in place: fresh pages cost more than the arithmetic; right also where // has wrapped
+                out = result if result.ndim else None
+                result = np.subtract(left, np.multiply(result, right, out=out), out=out)
+        overflow = _min_by_minus_one(left, right) if op == "//" else np.asarray(False)
+        if not (np.any(zero) or np.any(overflow)):
             return _array(result, valid_mask(args[0]) & valid_mask(args[1]), num_rows)
         result = _without_bad(args, result, zero, DIVISION_BY_ZERO, f"`{text}`: division by zero", num_rows, bad)
-        overflow = failed & ~zero
         if not np.any(overflow):
             return result
         return _without_bad(
@@ -102,6 +98,14 @@ def floor_kernel(op: str, text: str) -> Kernel:
         )
 
     return kernel
+
+
+def _min_by_minus_one(left: Numbers, right: Numbers) -> Numbers:
+    """The one division of int64 that overflows."""
+    is_minus_one = right == -1
+    if left.dtype != np.int64 or not np.any(is_minus_one):
+        return np.asarray(False)
+    return np.asarray(is_minus_one & (left == np.iinfo(np.int64).min))
 
 
 def float_floor_kernel(op: str) -> Kernel:
@@ -128,18 +132,18 @@ _WRAPPING: dict[str, Callable[..., Numbers]] = {"+": np.add, "-": np.subtract, "
 
 
 def _add_wraps(a: Numbers, b: Numbers, result: Numbers) -> Numbers:
-    return result < a if a.dtype == np.uint64 else ((a ^ result) & (b ^ result)) < 0
+    return np.asarray(result < a if a.dtype == np.uint64 else ((a ^ result) & (b ^ result)) < 0)
 
 
 def _subtract_wraps(a: Numbers, b: Numbers, result: Numbers) -> Numbers:
-    return b > a if a.dtype == np.uint64 else ((a ^ b) & (a ^ result)) < 0
+    return np.asarray(b > a if a.dtype == np.uint64 else ((a ^ b) & (a ^ result)) < 0)
 
 
 def _multiply_wraps(a: Numbers, b: Numbers, result: Numbers) -> Numbers:
     divisor = np.where(a == 0, 1, a).astype(a.dtype)
     differs = (result // divisor != b) & (a != 0)
     # result // -1 wraps just as the product did, so the one case that it hides is asked for by name.
-    return differs if a.dtype == np.uint64 else differs | ((a == -1) & (b == np.iinfo(np.int64).min))
+    return np.asarray(differs if a.dtype == np.uint64 else differs | ((a == -1) & (b == np.iinfo(np.int64).min)))
 
 
 _WRAPS = {"+": _add_wraps, "-": _subtract_wraps, "*": _multiply_wraps}
