@@ -79,6 +79,9 @@ class RealAppendFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def __del__(self) -> None:
+        self.close()  # a descriptor is only a number: nobody else would close it
+
 
 class RealLock:
     """A flock, held as long as the descriptor is open."""
@@ -91,6 +94,9 @@ class RealLock:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.release()
 
     def __enter__(self) -> Self:
         return self

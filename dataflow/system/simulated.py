@@ -44,12 +44,14 @@ class SimulatedFile:
     def sync(self) -> None:
         self.durable = bytes(self.content)
 
-    def lose_power(self, chance: random.Random) -> None:
-        """Keep what was synced, and some prefix of what was appended after it."""
+    def after_power_cut(self, chance: random.Random) -> SimulatedFile:
+        """The file with what was synced, and some prefix of what was appended after it."""
         kept = self.durable
         if self.content[: len(kept)] == kept:
             kept = bytes(self.content[: chance.randint(len(kept), len(self.content))])
-        self.content, self.durable = bytearray(kept), kept
+        file = SimulatedFile()
+        file.content, file.durable = bytearray(kept), kept
+        return file
 
 
 class SimulatedAppendFile:
@@ -114,14 +116,13 @@ class SimulatedDisk:
         self._vfs: apsw.VFS | None = None
 
     def lose_power(self) -> None:
-        """Go back to what is durable; every lock goes with its holder."""
-        names = [path for path in self._durable if path == "/" or os.path.dirname(path) in self._durable]
-        self._entries = {path: self._durable[path] for path in names}
+        """Go back to what is durable. What was open keeps the old files, which nobody can reach any more."""
+        chance, kept = self._system.chance, self._durable
+        reachable = sorted(path for path in kept if all(parent in kept for parent in _parents(path)))
+        files = [(path, kept[path]) for path in reachable]
+        self._entries = {path: file and file.after_power_cut(chance) for path, file in files}
         self._durable = dict(self._entries)
-        self._locks.clear()
-        for file in self._entries.values():
-            if file is not None:
-                file.lose_power(self._system.chance)
+        self._locks = {}
 
     def file(self, path: FilePath, *, make: bool = False) -> SimulatedFile:
         """The file at a path, made if asked to."""
@@ -218,6 +219,11 @@ class SimulatedDisk:
 
             self._vfs = SimulatedVfs(name, self._system)
         return name
+
+
+def _parents(path: str) -> list[str]:
+    parent = os.path.dirname(path)
+    return [] if parent == path else [parent, *_parents(parent)]
 
 
 def _missing(path: str) -> FileNotFoundError:

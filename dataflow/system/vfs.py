@@ -95,7 +95,8 @@ class SimulatedVfs(apsw.VFS):
         return self._system.disk.exists(pathname)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:
-        self._system.disk.remove(filename)
+        if self._system.disk.exists(filename):
+            self._system.disk.remove(filename)
         if syncdir:
             self._system.disk.sync_dir(os.path.dirname(filename))
 

@@ -197,9 +197,9 @@ class MappedSegment:
 
     def read(self, entry: IndexEntry) -> pa.RecordBatch:
         """The batch of an entry, without a copy, after its bytes were checked."""
-        message = self.buffer.slice(entry.position, entry.length)
-        if message.size != entry.length:
+        if entry.position + entry.length > self.buffer.size:
             raise corrupt(entry, f"the file ends at byte {self.buffer.size}, before the batch does")
+        message = self.buffer.slice(entry.position, entry.length)
         if checksum_of(message) != entry.xxh3:
             raise corrupt(entry, f"{entry.length} bytes do not have the checksum that was published")
         batch = pa.ipc.read_record_batch(message, self.schema)
