@@ -211,8 +211,8 @@ class Receiver:
 class OperatorContext:
     """What a task gives to an operator when it builds it.
 
-    `partitions` are those that may reach it. `shared(key, make)` returns one object for all tasks of the job;
-    `wake()` lets sleeping workers look again.
+    `partitions` are those that may reach it. `shared(make)` returns one object for the
+    operators of all tasks that do the same; `wake()` lets sleeping workers look again.
     """
 
     system: System
@@ -220,7 +220,7 @@ class OperatorContext:
     counts: StepCounts
     partitions: Sequence[int]
     wake: Callable[[], None]
-    shared: Callable[[object, Callable[[], object]], object]
+    shared: Callable[[Callable[[], object]], object]
 
 
 class Operator(Receiver):

@@ -62,9 +62,7 @@ class WatermarkSpec(StatelessSpec):
         return (self.verb, self.column, self.delay_us)
 
     def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
-        line = cast(
-            WatermarkLine, context.shared(self, lambda: WatermarkLine(context.system.scheduler.mutex()))
-        )
+        line = cast(WatermarkLine, context.shared(lambda: WatermarkLine(context.system.scheduler.mutex())))
         line.register(context.partitions)
         return AssignWatermark(self, line, context)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,13 @@ class Kernel(Generic[P, R]):
     @property
     def dispatcher(self) -> Any:
         """The numba function; kernels call each other by it."""
-        if self._compiled is None:
-            self._compiled = _compiler()(self.function)
+        with _compiling:
+            if self._compiled is None:
+                self._compiled = _compiler()(self.function)
         return self._compiled
 
 
+_compiling = threading.Lock()
 _kernels: list[Kernel[Any, Any]] = []
 
 

@@ -84,7 +84,7 @@ class StoreCommitter:
         if self.store is None:
             return
         from dataflow.state.log.writer import Pending
-        from dataflow.state.store import EpochRecord
+        from dataflow.state.records import EpochRecord
 
         pendings = [one for one in commit.handles if isinstance(one, Pending)]
         record = EpochRecord(

@@ -298,7 +298,12 @@ class _TaskBuilder:
             return self._edge(stage, plan)
         node, job = plan.node, self.job
         context = OperatorContext(
-            job.system, node.label, job.counts_of(node.label), self.partitions, job.wake, job.shared
+            job.system,
+            node.label,
+            job.counts_of(node.label),
+            self.partitions,
+            job.wake,
+            lambda make: job.shared(plan, make),
         )
         operator = plan.build(context)
         self.operators.append(operator)
