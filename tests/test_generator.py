@@ -10,8 +10,8 @@ from tests import generator, oracle
 
 
 def test_the_same_seed_gives_the_same_tables() -> None:
-    assert generator.tables(7) == generator.tables(7)
-    assert generator.tables(7)["p0"] != generator.tables(8)["p0"]
+    assert bits(generator.tables(7)["p1"]) == bits(generator.tables(7)["p1"])
+    assert bits(generator.tables(7)["p0"]) != bits(generator.tables(8)["p0"])
 
 
 def test_every_awkward_thing_is_in_a_few_hundred_rows() -> None:
@@ -41,7 +41,7 @@ def test_some_rows_are_late_and_some_only_out_of_order(seed: int) -> None:
 def test_a_cut_keeps_every_row_in_order(seed: int) -> None:
     table = generator.tables(seed)["p0"]
     for batches in (generator.random_cut(table, seed), generator.cut(table, [1]), generator.cut(table, [0, 7])):
-        assert pa.Table.from_batches(batches) == table
+        assert bits(pa.Table.from_batches(batches)) == bits(table)
     assert {0, 1} <= {batch.num_rows for batch in generator.random_cut(table, seed)}
 
 
@@ -94,3 +94,8 @@ def count_by_key(tables: dict[str, pa.Table], delay_us: int) -> oracle.Answer:
 def seconds(at: list[int]) -> pa.Table:
     times = pa.array([second * 10**6 for second in at], pa.timestamp("us"))
     return pa.table({"at": times, "key": pa.array(["k"] * len(at))})
+
+
+def bits(table: pa.Table) -> str:
+    """The rows as text: NaN is equal to itself there."""
+    return repr(oracle.rows_of(table))

@@ -53,7 +53,7 @@ def _import() -> Line:
 def _example(cache: str, store: str) -> tuple[float, int, float]:
     """Wall seconds of a process that runs the example, and the number of kernels and seconds that it compiled."""
     began = time.perf_counter()
-    said = python(RUN_EXAMPLE, str(Path(cache) / store), XDG_CACHE_HOME=cache)
+    said = python(RUN_EXAMPLE, str(Path(cache) / store), DATAFLOW_KERNEL_CACHE=cache)
     wall = time.perf_counter() - began
     instances, seconds = json.loads(said.splitlines()[-1])
     return wall, instances, seconds

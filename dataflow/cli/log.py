@@ -151,7 +151,8 @@ def json_lines(rows: pa.Table) -> Iterator[str]:
 
 def _json_column(column: pa.Array) -> list[object]:
     if pa.types.is_timestamp(column.type):
-        return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
+        # Through Arrow's text, since a `datetime` ends with the year 9999.
+        return [None if text is None else text.replace(" ", "T", 1) for text in column.cast(pa.string()).to_pylist()]
     return [_jsonable(value) for value in column.to_pylist()]
 
 

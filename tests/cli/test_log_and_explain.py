@@ -46,11 +46,11 @@ def test_cat_prints_a_table_that_no_narrow_pipe_cuts(store: str, capsys: Said) -
 
 
 def test_json_lines_hold_what_json_has_no_word_for() -> None:
-    far = pa.array([2**62], pa.timestamp("us"))  # beyond the years of a datetime
+    far = pa.array([320_000_000_000_000_000], pa.timestamp("us"))  # beyond the years of a datetime
     table = pa.table({"far": far, "x": [float("nan")], "raw": [b"\x00\xff"], "many": [[1, None]]})
     (line,) = json_lines(table)
     row = json.loads(line)
-    assert row["far"].startswith("148108-")
+    assert row["far"].startswith("12110-05-25T")
     assert (row["x"], row["raw"], row["many"]) == ("nan", "00ff", [1, None])
 
 
