@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
-from dataflow.errors import PlanError, TypeMismatchError
-from dataflow.expr import Expr, ExprLike, Identity, as_expr
+from dataflow.errors import TypeMismatchError
+from dataflow.expr import Column, Expr, ExprLike, Identity, as_expr
 
 FUNCTIONS = ("count", "sum", "mean", "min", "max", "first", "last", "quantile", "max_by", "min_by")
 
@@ -20,6 +20,7 @@ FUNCTIONS = ("count", "sum", "mean", "min", "max", "first", "last", "quantile", 
 class Aggregate:
     """A function over the rows of a group. Made by `count()`, `col.x.sum()` and the like.
 
+    >>> from dataflow.expr import col
     >>> col.delay.mean().filter(col.delay > 0).alias("late_mean")
     col.delay.mean().filter(col.delay > 0).alias('late_mean')
     """
@@ -84,14 +85,20 @@ class Aggregate:
             "`.agg(total=col.x.sum(), n=count()).derive(share=col.total / col.n)`",
         )
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Aggregate):
+            self.refuse_in_expression()
+        return self.name == other.name and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(self.identity())
+
     def _refused(self, *_: object) -> NoReturn:
         self.refuse_in_expression()
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refused
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = _refused
     __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __invert__ = __abs__ = __bool__ = _refused
-    __eq__ = __ne__ = _refused
-    __hash__ = object.__hash__
 
 
 def aggregate(function: str, *inputs: ExprLike, **options: Any) -> Aggregate:
@@ -105,15 +112,9 @@ def _input(value: ExprLike) -> Expr:
     """An expression, with advice for a name in quotes that was meant as a column."""
     if isinstance(value, str):
         raise TypeMismatchError(
-            f"an aggregate needs a column, got the text {value!r}", help=f"write `{column_text(value)}`"
+            f"an aggregate needs a column, got the text {value!r}", help=f"write `{Column(value)!r}`"
         )
     return as_expr(value)
-
-
-def column_text(name: str) -> str:
-    from dataflow.expr import Column
-
-    return repr(Column(name))
 
 
 def _check_quantile(q: object, exact: bool) -> None:
@@ -122,7 +123,7 @@ def _check_quantile(q: object, exact: bool) -> None:
             f"`quantile` needs a share between 0 and 1, got {q!r}", help="`quantile(0.95)` is the 95th percentile"
         )
     if not exact:
-        raise PlanError(
+        raise TypeMismatchError(
             "an approximate `quantile` is not available yet",
             code="DF0304",
             help=f"use exact=True: `quantile({q!r}, exact=True)`; it keeps the values of the open windows in memory",
@@ -135,6 +136,7 @@ def _check_quantile(q: object, exact: bool) -> None:
 def count(value: ExprLike = None) -> Aggregate:
     """The number of rows, or of the rows where `value` is not null.
 
+    >>> from dataflow.expr import col
     >>> count(col.delay)
     count(col.delay)
     """

@@ -137,7 +137,7 @@ def to_us(times: pa.Array) -> tuple[Int64Array, BoolArray | None]:
     """Event times in microseconds and where they are null (None: nowhere).
 
     Saturates at the limits of int64; nanoseconds are floored. What stands in a null's place is not defined.
-    timestamp[us] costs nothing: the result is a read-only view.
+    timestamp[us] costs nothing: the result is a view.
     """
     type = times.type
     nulls = _mask_of(times.is_null()) if times.null_count else None
@@ -163,7 +163,7 @@ def from_us(times_us: Int64Array, time_type: pa.DataType) -> pa.Array:
 
 
 def values_of(array: pa.Array, dtype: type[np.generic]) -> np.ndarray[Any, Any]:
-    """The values of a fixed-width array as a read-only view; what stands in a null's place is not defined."""
+    """The values of a fixed-width array as a view; what stands in a null's place is not defined."""
     buffer = array.buffers()[1]
     if buffer is None or len(array) == 0:
         return np.zeros(len(array), dtype)

@@ -70,7 +70,6 @@ _PYTHON_TYPES: dict[object, pa.DataType] = {
     dt.date: pa.date32(),
     dt.time: pa.time64("us"),
     dt.timedelta: pa.duration("us"),
-    type(None): pa.null(),
 }
 _SHOWN_NAMES = {
     "double": "float64",
@@ -220,40 +219,30 @@ _WITH_ARGUMENTS: dict[str, Callable[[list[str], Callable[[str], pa.DataType]], p
 }
 
 
+_WRAPPERS = (typing.Annotated, typing.NotRequired, typing.Required)
+_NONE = type(None)
+
+
 def _from_annotation(obj: object, what: str) -> pa.DataType:
     """The Arrow type of a Python annotation."""
-    try:
-        if (type := _PYTHON_TYPES.get(obj)) is not None:
-            return type
-    except TypeError:  # not hashable, so no type
-        pass
+    if isinstance(obj, str | pa.DataType):
+        return to_type(obj, what)
+    if isinstance(obj, type) and (found := _PYTHON_TYPES.get(obj)) is not None:
+        return found
     origin, args = typing.get_origin(obj), typing.get_args(obj)
-    if origin in (
-        typing.Required,
-        typing.NotRequired,
-        typing.Annotated,
-        typing.ReadOnly if hasattr(typing, "ReadOnly") else None,
-    ):
+    if origin is list:
+        return pa.list_(_from_annotation(args[0], what))
+    if origin in _WRAPPERS:
         return _from_annotation(args[0], what)
     if origin in (typing.Union, types.UnionType):
-        others = [arg for arg in args if arg is not type_of_none]
+        others = [arg for arg in args if arg is not _NONE]
         if len(others) == 1:
             return _from_annotation(others[0], what)
-    if origin is list and args:
-        return pa.list_(_from_annotation(args[0], what))
-    if isinstance(obj, str):
-        return to_type(obj, what)
-    if isinstance(obj, pa.DataType):
-        return _logical(obj, what)
-    help = (
-        'write its digits: "decimal(18, 2)"'
-        if obj is Decimal
-        else f"write a type name such as {', '.join(map(repr, _SUGGESTED[:4]))}"
-    )
+    if obj is Decimal:
+        help = 'write its digits: "decimal(18, 2)"'
+    else:
+        help = f"write a type name such as {', '.join(map(repr, _SUGGESTED[:4]))}"
     raise TypeMismatchError(f"{what}: {_shown(obj)} is not a type", help=help)
-
-
-type_of_none = type(None)
 
 
 def _shown(obj: object) -> str:
@@ -316,6 +305,36 @@ def column_not_found(name: str, known: typing.Sequence[str], where: str = "") ->
     listed = f"(columns: {shown})" if known else "(there are no columns)"
     help = f"did you mean `{near}`? {listed}" if near else listed
     return NameNotFoundError(f"there is no column `{name}`{where}", help=help)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type with dictionaries replaced by what they encode, at any depth."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if pa.types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), _plain_field(kind.item_field), keys_sorted=kind.keys_sorted)
+    return kind
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The logical columns: without dictionaries, metadata that some reader left, or promises about nulls.
+
+    >>> plain_schema(pa.schema({"carrier": pa.dictionary(pa.int32(), pa.string())})).field("carrier").type
+    DataType(string)
+    """
+    return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, plain_type(field.type), nullable=field.nullable)
 
 
 def is_text_type(type: pa.DataType) -> bool:

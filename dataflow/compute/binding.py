@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflow import expr as e
+from dataflow.compute import tree as e
 from dataflow.compute.arithmetic import plain_kernel
 from dataflow.compute.casts import cast_kernel
 from dataflow.compute.coercion import apply, common

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflow.compute.arithmetic import BAD_CAST, TIME_RANGE, view_kernel
+from dataflow.compute.arithmetic import BAD_CAST, TIME_RANGE, plain_kernel, view_kernel
+from dataflow.compute.calendar import DAY_SECONDS, TICKS_PER_SECOND, within_calendar
 from dataflow.compute.evaluate import Bad, Kernel, arrow, as_array, mask_of, null_where_bad, valid_mask
 from dataflow.errors import TypeMismatchError
 from dataflow.event_time import is_time_type, values_of
@@ -22,8 +23,6 @@ from dataflow.message import BoolArray
 from dataflow.schema import is_number_type, is_text_type, type_name
 
 t = pa.types
-PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-DAY_SECONDS = 86_400
 
 _SHAPES = {
     "integer": r"^-?[0-9]+$|^0[xX][0-9a-fA-F]+$",
@@ -46,8 +45,10 @@ def cast_kernel(source: pa.DataType, target: pa.DataType, text: str) -> Kernel:
         return _unsafe(target)
     if t.is_integer(source) and t.is_decimal(target):
         return _integer_to_decimal(source, target, text)
-    if is_time_type(source) and is_time_type(target):
+    if (is_time_type(source) and is_time_type(target)) or (t.is_duration(source) and t.is_duration(target)):
         return _time_to_time(source, target, text)
+    if is_time_type(source) and is_text_type(target):
+        return within_calendar(source, plain_kernel("cast", _options(target)), text)
     if (kernel := _bits(source, target, text)) is not None:
         return kernel
     if is_text_type(source):
@@ -170,11 +171,11 @@ def _ticks_per_second(type: pa.DataType) -> tuple[int, int]:
     """How long a type's unit is: so many ticks in so many seconds."""
     if t.is_date32(type):
         return 1, DAY_SECONDS
-    return (PER_SECOND["ms"] if t.is_date64(type) else PER_SECOND[type.unit]), 1
+    return (TICKS_PER_SECOND["ms"] if t.is_date64(type) else TICKS_PER_SECOND[type.unit]), 1
 
 
 def _time_to_time(source: pa.DataType, target: pa.DataType, text: str) -> Kernel:
-    """Between timestamps and dates: finer units are checked, coarser ones floored. A zone is only a label."""
+    """Between timestamps and dates, or durations: finer units are checked, coarser ones floored; a zone is a label."""
     (ticks, seconds), (to_ticks, to_seconds) = _ticks_per_second(source), _ticks_per_second(target)
     scale_up, scale_down = to_ticks * seconds, ticks * to_seconds
     common = np.gcd(scale_up, scale_down)

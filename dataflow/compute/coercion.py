@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from dataflow.compute.arithmetic import view_kernel
-from dataflow.compute.casts import PER_SECOND, cast_kernel
+from dataflow.compute.calendar import TICKS_PER_SECOND
+from dataflow.compute.casts import cast_kernel
 from dataflow.compute.evaluate import ApplyNode, Bad, LiteralNode, Node
 from dataflow.compute.literals import adapted
 from dataflow.errors import DataflowError, TypeMismatchError
@@ -145,7 +146,7 @@ def _common_time(left: pa.DataType, right: pa.DataType, text: str) -> pa.DataTyp
 
 
 def finer(one: str, other: str) -> str:
-    return max(one, other, key=PER_SECOND.__getitem__)
+    return max(one, other, key=TICKS_PER_SECOND.__getitem__)
 
 
 def _common_text(left: pa.DataType, right: pa.DataType, text: str) -> pa.DataType | None:

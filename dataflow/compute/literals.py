@@ -14,7 +14,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 
-from dataflow.compute.casts import PER_SECOND
+from dataflow.compute.calendar import TICKS_PER_SECOND
 from dataflow.compute.evaluate import LiteralNode
 from dataflow.errors import TypeMismatchError
 from dataflow.event_time import duration_us
@@ -129,7 +129,7 @@ def _to_duration(value: object, target: pa.DataType) -> pa.Scalar | None:
 
 
 def _ticks(us: int, target: pa.DataType) -> pa.Scalar | None:
-    ticks, rest = divmod(us * PER_SECOND[target.unit], 10**6)
+    ticks, rest = divmod(us * TICKS_PER_SECOND[target.unit], 10**6)
     return None if rest or not INT64.min <= ticks <= INT64.max else pa.scalar(ticks, pa.int64()).cast(target)
 
 

@@ -6,14 +6,14 @@ large that there is nothing to round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from dataflow.compute.arithmetic import BAD_CAST, abs_kernel, plain_kernel
-from dataflow.compute.evaluate import Bad, Kernel, arrow, null_where_bad
+from dataflow.compute.arithmetic import abs_kernel, plain_kernel
+from dataflow.compute.casts import cast_kernel
+from dataflow.compute.evaluate import Bad, Kernel, arrow
 from dataflow.errors import TypeMismatchError
 from dataflow.schema import type_name
 
@@ -51,7 +51,7 @@ def rounded(source: pa.DataType, options: tuple[Any, ...], text: str) -> Typed:
         return source, lambda args, num_rows, bad: args[0]
     rounding = pc.RoundOptions(digits, "half_to_even")
     if t.is_decimal(source):
-        return source, _round_decimals(arrow("round"), rounding, text)
+        return source, _round_decimals(source, rounding, text)
     kernel = _round_floats(digits, rounding)
     if t.is_float16(source):
         return pa.float64(), lambda args, num_rows, bad: kernel([args[0].cast(pa.float64())], num_rows, bad)
@@ -74,23 +74,11 @@ def _round_floats(digits: int, rounding: object) -> Kernel:
     return kernel
 
 
-def _round_decimals(call: Callable[..., Any], rounding: object, text: str) -> Kernel:
-    def kernel(args: Sequence[Any], num_rows: int, bad: list[Bad]) -> pa.Array:
-        try:
-            return call(args, rounding)
-        except pa.ArrowInvalid:  # 99.95 rounds to a digit more than its type has
-            values = args[0]
-            mask = np.array([not _rounds(call, one, rounding) for one in values], dtype=np.bool_)
-            found = [Bad(mask, BAD_CAST, f"`{text}`: the rounded value does not fit into {type_name(values.type)}")]
-            bad.extend(found)
-            return call([null_where_bad(values, found)], rounding)
-
-    return kernel
-
-
-def _rounds(call: Callable[..., Any], value: pa.Scalar, rounding: object) -> bool:
-    try:
-        call([value], rounding)
-    except pa.ArrowInvalid:
-        return False
-    return True
+def _round_decimals(source: pa.DataType, rounding: object, text: str) -> Kernel:
+    """With a digit more, since 99.95 may round to 100.0 (which Arrow would wrap), and back with a check."""
+    if source.precision >= 76:
+        raise TypeMismatchError(f"`{text}`: {type_name(source)} has no digit left to round up into")
+    make = pa.decimal128 if source.precision < 38 and t.is_decimal128(source) else pa.decimal256
+    wide = make(source.precision + 1, source.scale)
+    call, narrow = arrow("round"), cast_kernel(wide, source, text)
+    return lambda args, num_rows, bad: narrow([call([args[0].cast(wide)], rounding)], num_rows, bad)

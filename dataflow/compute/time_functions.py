@@ -1,7 +1,7 @@
 """Functions of timestamps and dates: `.dt.*`.
 
-The hard part is the calendar: Arrow's years have 16 bits, so times further out are bad rows, not wrong numbers;
-and a timestamp with a zone is taken apart, and truncated, on that zone's clock.
+A timestamp with a zone is taken apart, and truncated, on that zone's clock. The hard part is an hour that comes
+twice, or never, when clocks are changed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.compute.arithmetic import TIME_RANGE, plain_kernel
-from dataflow.compute.casts import DAY_SECONDS, PER_SECOND, cast_kernel
-from dataflow.compute.evaluate import Bad, Kernel, arrow, null_where_bad, valid_mask
+from dataflow.compute.calendar import UTC_NAMES, ticks_of, ticks_per_day, within_calendar, zone_of
+from dataflow.compute.casts import cast_kernel
+from dataflow.compute.evaluate import Bad, Kernel, arrow, valid_mask
 from dataflow.compute.number_functions import Typed
 from dataflow.compute.text_functions import Build, check_format
 from dataflow.errors import TypeMismatchError
@@ -22,13 +23,8 @@ from dataflow.event_time import UNITS_US, duration_us, values_of
 from dataflow.schema import type_name
 
 t = pa.types
-INT64 = np.iinfo(np.int64)
-YEAR_MAX = 32_766
-"""Arrow's calendar counts years in 16 bits and would wrap beyond; one year is left for the zone's offset."""
-YEAR_DAYS = 365.2425
 MONDAY_US = 4 * UNITS_US["d"]
 """1970-01-05: weeks start on Mondays."""
-_UTC = (None, "UTC", "Etc/UTC", "Z", "+00:00")
 _FORMATTED = "%Y %m %d %H %M %S %y %j %b %B %a %A %I %p %u %V %G %F %T %R %Z %z %%"
 
 
@@ -40,7 +36,7 @@ def part(name: str, make_options: Callable[[], Any] | None = None) -> Build:
 
     def build(source: pa.DataType, options: tuple[Any, ...], text: str) -> Typed:
         kernel = plain_kernel(name, None if make_options is None else make_options())
-        return pa.int64(), _within_calendar(source, kernel, text)
+        return pa.int64(), within_calendar(source, kernel, text)
 
     return build
 
@@ -58,51 +54,15 @@ def strftime(source: pa.DataType, options: tuple[Any, ...], text: str) -> Typed:
 
     (format,) = options
     check_format(format, _FORMATTED, text)
-    if ("%Z" in format or "%z" in format) and _zone(source) is None:
+    if ("%Z" in format or "%z" in format) and zone_of(source) is None:
         raise TypeMismatchError(f"`{text}`: {type_name(source)} has no zone to print")
-    floor = cast_kernel(source, pa.timestamp("s", tz=_zone(source)), text)
+    floor = cast_kernel(source, pa.timestamp("s", tz=zone_of(source)), text)
     call, formatting = arrow("strftime"), pc.StrftimeOptions(format)
 
     def kernel(args: Sequence[Any], num_rows: int, bad: list[Bad]) -> pa.Array:
         return call([floor(args, num_rows, bad)], formatting)
 
-    return pa.string(), _within_calendar(source, kernel, text)
-
-
-def _zone(source: pa.DataType) -> str | None:
-    return source.tz if t.is_timestamp(source) else None
-
-
-def _ticks_per_day(source: pa.DataType) -> int:
-    if t.is_date32(source):
-        return 1
-    return DAY_SECONDS * PER_SECOND["ms" if t.is_date64(source) else source.unit]
-
-
-def _ticks(times: pa.Array) -> np.ndarray[Any, Any]:
-    return values_of(times, np.int32 if t.is_date32(times.type) else np.int64)
-
-
-def _within_calendar(source: pa.DataType, kernel: Kernel, text: str) -> Kernel:
-    """The kernel with times outside of Arrow's calendar as bad rows."""
-    per_day = _ticks_per_day(source)
-    limit = int((YEAR_MAX - 1970) * YEAR_DAYS) * per_day
-    if limit > INT64.max:  # nanoseconds end in 2262; only the zone's offset may lead beyond
-        if _zone(source) in _UTC:
-            return kernel
-        limit = INT64.max - 2 * per_day
-
-    def guarded(args: Sequence[Any], num_rows: int, bad: list[Bad]) -> pa.Array:
-        times = args[0]
-        ticks = _ticks(times)
-        if not len(ticks) or (ticks.min() >= -limit and ticks.max() <= limit):
-            return kernel(args, num_rows, bad)
-        mask = ((ticks < -limit) | (ticks > limit)) & valid_mask(times)
-        found = [Bad(mask, TIME_RANGE, f"`{text}`: the time is beyond the calendar")] if mask.any() else []
-        bad.extend(found)
-        return kernel([null_where_bad(times, found)], num_rows, bad)
-
-    return guarded
+    return pa.string(), within_calendar(source, kernel, text)
 
 
 # ── truncating ───────────────────────────────────────────────────────────────────────────────────────────
@@ -113,23 +73,23 @@ def truncate(source: pa.DataType, options: tuple[Any, ...], text: str) -> Typed:
     every_us = duration_us(options[0], f"`{text}`")
     if every_us <= 0:
         raise TypeMismatchError(f"`{text}`: the length must be greater than zero")
-    every, rest = divmod(every_us * _ticks_per_day(source), UNITS_US["d"])
+    every, rest = divmod(every_us * ticks_per_day(source), UNITS_US["d"])
     if rest or (t.is_date(source) and every_us % UNITS_US["d"]):
         raise TypeMismatchError(
             f"`{text}`: {type_name(source)} has no such fine steps", help='`.cast("timestamp[us]")` first'
         )
     in_weeks = every_us % UNITS_US["w"] == 0
-    origin = MONDAY_US * _ticks_per_day(source) // UNITS_US["d"] if in_weeks else 0
-    if _zone(source) in _UTC:
+    origin = MONDAY_US * ticks_per_day(source) // UNITS_US["d"] if in_weeks else 0
+    if zone_of(source) in UTC_NAMES:
         return source, _floor(every, origin, text)
     kernel = _floor_on_clock(source, every, origin, within_day=every_us < UNITS_US["d"])
-    return source, _within_calendar(source, kernel, text)
+    return source, within_calendar(source, kernel, text)
 
 
 def _floor(every: int, origin: int, text: str) -> Kernel:
     def kernel(args: Sequence[Any], num_rows: int, bad: list[Bad]) -> pa.Array:
         times, valid = args[0], valid_mask(args[0])
-        ticks = _ticks(times).astype(np.int64, copy=False)
+        ticks = ticks_of(times).astype(np.int64, copy=False)
         # Near the least number this wraps; the result is then greater than the time, which cannot be otherwise.
         floored = (ticks - origin) // every * every + origin
         limits = np.iinfo(np.int32 if t.is_date32(times.type) else np.int64)
