@@ -148,7 +148,7 @@ def to_us(times: pa.Array) -> tuple[Int64Array, BoolArray | None]:
         return _scaled(values_of(times, np.int64), 1_000), nulls
     assert pa.types.is_date32(type), type
     # 2**31 days are 5,879,610 years, eighteen times what int64 microseconds hold.
-    return _scaled(values_of(times, np.int32).astype(np.int64), UNITS_US["d"]), nulls
+    return _scaled(values_of(times, np.int32), UNITS_US["d"]), nulls
 
 
 def bounds_type(time_type: pa.DataType) -> pa.DataType:
@@ -174,11 +174,12 @@ def _mask_of(mask: pa.BooleanArray) -> BoolArray:
     return np.asarray(mask.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
-def _scaled(values: Int64Array, factor: int) -> Int64Array:
+def _scaled(values: np.ndarray[Any, Any], factor: int) -> Int64Array:
     if factor == 1 or not len(values):
         return values
     low, high = -(-_INT64.min // factor), _INT64.max // factor
     if values.min() >= low and values.max() <= high:
-        return values * factor
-    clipped = np.clip(values, low, high) * factor
-    return np.where(values > high, _INT64.max, np.where(values < low, _INT64.min, clipped))
+        fitting: Int64Array = np.multiply(values, factor, dtype=np.int64)
+        return fitting
+    scaled = np.multiply(np.clip(values, low, high), factor, dtype=np.int64)
+    return np.where(values > high, _INT64.max, np.where(values < low, _INT64.min, scaled))
