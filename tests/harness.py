@@ -54,5 +54,7 @@ class WindowRun:
 def run_windows(windows: flow.Stream, workers: int) -> WindowRun:
     """Run a windowed aggregate together with its late stream."""
     final, late = KeepingSink(), KeepingSink()
-    result = flow.Pipeline("harness", windows.to(final), windows.late.to(late)).run(workers=workers)
+    result = flow.Pipeline("harness", windows.to(final, name="final"), windows.late.to(late, name="late")).run(
+        workers=workers
+    )
     return WindowRun(final.rows(), late.rows(), result)

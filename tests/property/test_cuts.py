@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +15,73 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dataflow as flow
-from dataflow import col, count
+from dataflow import Aggregate, col, count
 from tests import generator, oracle
-from tests.harness import WindowRun, run_windows
+from tests.harness import KeepingSink, WindowRun, run_windows
 
 FLOATS = tuple(x for x in generator.VALUES if x is None or abs(x) < 1e10)
 """Without the values that cancel out: sums can then be told to the last bit or so."""
-KEYS = ("window_start", "window_end", "key")
-SUM_TOLERANCE = {"total": 1e-9, "mean": 1e-9, "p90": 1e-9}
+TOLERANCE = {"total": 1e-9, "mean": 1e-9, "p90": 1e-9}
+
+AGGREGATES: Mapping[str, tuple[Aggregate, oracle.Aggregate]] = {
+    "n": (count(), oracle.count()),
+    "n_values": (count(col.value), oracle.count("value")),
+    "total": (col.value.sum(), oracle.total("value")),
+    "mean": (col.value.mean(), oracle.mean("value")),
+    "low": (col.value.min(), oracle.least("value")),
+    "high": (col.value.max(), oracle.greatest("value")),
+    "small_total": (col.small.sum(), oracle.total("small")),
+    "small_mean": (col.small.mean(), oracle.mean("small")),
+    "extreme_low": (col.extreme.min(), oracle.least("extreme")),
+    "extreme_high": (col.extreme.max(), oracle.greatest("extreme")),
+    "label_low": (col.label.min(), oracle.least("label")),
+    "first": (col.ordinal.first(), oracle.first("ordinal")),
+    "last": (col.label.last(), oracle.last("label")),
+    "top": (col.ordinal.max_by(col.small), oracle.max_by("ordinal", "small")),
+    "bottom": (col.label.min_by(col.value), oracle.min_by("label", "value")),
+    "p90": (col.value.quantile(0.9, exact=True), oracle.quantile("value", 0.9)),
+}
+MERGEABLE = tuple(name for name in AGGREGATES if name != "p90")
+"""An exact quantile needs all values in one place; without it groups are formed before the exchange."""
 
 
-def windows_of(source: flow.Stream, by: str | Sequence[str] = "key") -> flow.Stream:
-    value = col.value
-    return (
-        source.watermark("at", delay="5s")
-        .window(flow.tumbling("10s"), by=by)
-        .agg(
-            n=count(),
-            n_values=count(value),
-            total=value.sum(),
-            mean=value.mean(),
-            low=value.min(),
-            high=value.max(),
-            small=col.small.sum(),
-            extreme_low=col.extreme.min(),
-            extreme_high=col.extreme.max(),
-            first=col.ordinal.first(),
-            last=col.label.last(),
-            top=col.ordinal.max_by(col.small),
-            bottom=col.label.min_by(col.value),
-            p90=value.quantile(0.9, exact=True),
+@dataclass(frozen=True)
+class Job:
+    """A windowed aggregate, to be asked of the engine and of the oracle."""
+
+    by: Sequence[str] = ("key",)
+    names: Sequence[str] = tuple(AGGREGATES)
+    size_us: int = generator.WINDOW_US
+    delay_us: int = generator.DELAY_US
+    lateness_us: int = 0
+    offset_us: int = 0
+
+    def windows(self, source: flow.Stream) -> flow.Stream:
+        window = flow.tumbling(f"{self.size_us}us", offset=f"{self.offset_us}us")
+        return (
+            source.watermark("at", delay=f"{self.delay_us}us")
+            .window(window, by=self.by, lateness=f"{self.lateness_us}us")
+            .agg(**{name: AGGREGATES[name][0] for name in self.names})
         )
-    )
 
+    def answer(self, tables: Mapping[str, pa.Table]) -> oracle.Answer:
+        return oracle.tumbling(
+            tables,
+            {name: AGGREGATES[name][1] for name in self.names},
+            time="at",
+            by=self.by,
+            size_us=self.size_us,
+            delay_us=self.delay_us,
+            lateness_us=self.lateness_us,
+            offset_us=self.offset_us,
+        )
 
-def answer_of(tables: Mapping[str, pa.Table], by: Sequence[str] = ("key",)) -> oracle.Answer:
-    return oracle.tumbling(
-        tables,
-        {
-            "n": oracle.count(),
-            "n_values": oracle.count("value"),
-            "total": oracle.total("value"),
-            "mean": oracle.mean("value"),
-            "low": oracle.least("value"),
-            "high": oracle.greatest("value"),
-            "small": oracle.total("small"),
-            "extreme_low": oracle.least("extreme"),
-            "extreme_high": oracle.greatest("extreme"),
-            "first": oracle.first("ordinal"),
-            "last": oracle.last("label"),
-            "top": oracle.max_by("ordinal", "small"),
-            "bottom": oracle.min_by("label", "value"),
-            "p90": oracle.quantile("value", 0.9),
-        },
-        time="at",
-        by=by,
-        size_us=generator.WINDOW_US,
-        delay_us=generator.DELAY_US,
-    )
-
-
-def check(run: WindowRun, answer: oracle.Answer, by: Sequence[str] = ("key",)) -> None:
-    oracle.assert_same_rows(run.final, answer.final, by=("window_start", "window_end", *by), tolerance=SUM_TOLERANCE)
-    late = [row.values for row in answer.late]
-    oracle.assert_same_rows(run.late, late, by=("ordinal",))
-    assert sum(row["n"] for row in run.final) + len(run.late) == run.result.rows_in
+    def check(self, run: WindowRun, answer: oracle.Answer) -> None:
+        by = ("window_start", "window_end", *self.by)
+        oracle.assert_same_rows(run.final, answer.final, by=by, tolerance=TOLERANCE)
+        oracle.assert_same_rows(run.late, [row.values for row in answer.late], by=("ordinal",))
+        counted = sum(row["n"] for row in run.final)
+        assert counted + len(run.late) + len(answer.without_time) == run.result.rows_in
 
 
 @pytest.fixture(scope="module")
@@ -85,56 +89,83 @@ def tables() -> dict[str, pa.Table]:
     return generator.tables(20, rows=1500, floats=FLOATS)
 
 
-@pytest.fixture(scope="module")
-def answer(tables: dict[str, pa.Table]) -> oracle.Answer:
-    return answer_of(tables)
-
-
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [tuple(AGGREGATES), MERGEABLE], ids=["rows", "merged"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("size", [1, 7, 1000, 65_536])
 def test_batch_size_and_workers_do_not_show(
-    tables: dict[str, pa.Table], answer: oracle.Answer, size: int, workers: int
+    tables: dict[str, pa.Table], size: int, workers: int, names: Sequence[str]
 ) -> None:
+    job = Job(names=names)
     source = generator.ReplaySource({name: generator.cut(table, [size]) for name, table in tables.items()})
-    check(run_windows(windows_of(flow.read(source)), workers), answer)
+    job.check(run_windows(job.windows(flow.read(source)), workers), job.answer(tables))
 
 
-@given(seed=st.integers(0, 10_000), workers=st.sampled_from([1, 2, 4]), hesitant=st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_cut_gives_the_same_rows(seed: int, workers: int, hesitant: bool) -> None:
+JOBS = st.builds(
+    Job,
+    by=st.sampled_from([("key",), (), ("number",), ("flag", "ratio")]),
+    names=st.sampled_from([tuple(AGGREGATES), MERGEABLE]),
+    size_us=st.sampled_from([1, 1_000_003, 10_000_000, 3_600_000_000]),
+    delay_us=st.sampled_from([0, 1, 5_000_000, 60_000_000]),
+    lateness_us=st.sampled_from([0, 1, 7_000_000]),
+    offset_us=st.sampled_from([0, 1, -3_000_000]),
+)
+
+
+@pytest.mark.slow
+@given(job=JOBS, seed=st.integers(0, 10_000), workers=st.sampled_from([1, 2, 4]), hesitant=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_cut_gives_the_same_rows(job: Job, seed: int, workers: int, hesitant: bool) -> None:
     tables = generator.tables(seed, rows=120, floats=FLOATS)
     batches = {name: generator.random_cut(table, seed) for name, table in tables.items()}
     source = generator.ReplaySource(batches, hesitant=hesitant)
-    check(run_windows(windows_of(flow.read(source)), workers), answer_of(tables))
+    job.check(run_windows(job.windows(flow.read(source)), workers), job.answer(tables))
 
 
+@pytest.mark.parametrize("names", [tuple(AGGREGATES), MERGEABLE], ids=["rows", "merged"])
 @pytest.mark.parametrize(
-    "by", [["number"], ["ratio"], ["flag"], ["key", "number"], ["ratio", "flag", "key"], ["small"]]
+    "by", [(), ("number",), ("ratio",), ("flag",), ("key", "number"), ("ratio", "flag", "key"), ("label", "small")]
 )
-def test_any_key_gives_the_same_rows(by: list[str]) -> None:
+def test_any_key_gives_the_same_rows(by: Sequence[str], names: Sequence[str]) -> None:
+    job = Job(by=by, names=names)
     tables = generator.tables(5, rows=400, floats=FLOATS)
     source = generator.ReplaySource({name: generator.random_cut(table, 5) for name, table in tables.items()})
-    check(run_windows(windows_of(flow.read(source), by), workers=2), answer_of(tables, by), by)
+    job.check(run_windows(job.windows(flow.read(source)), workers=2), job.answer(tables))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_rows_without_a_time_are_error_rows_and_move_nothing(workers: int) -> None:
+    job, errors = Job(), KeepingSink()
+    tables = generator.tables(8, rows=400, null_times=True, floats=FLOATS)
+    batches = {name: generator.random_cut(table, 8) for name, table in tables.items()}
+    watched = flow.read(generator.ReplaySource(batches)).watermark("at", delay="5s")
+    answer = job.answer(tables)
+    job.check(run_windows(job.windows(flow.read(generator.ReplaySource(batches))), workers), answer)
+
+    flow.Pipeline("errors", watched.errors.to(errors)).run(workers=workers)
+    oracle.assert_same_rows(errors.rows(), answer.without_time, by=("ordinal",))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("row_group_rows", [1, 7, 1000])
 def test_row_groups_and_files_of_one_partition_do_not_show(tmp_path: Path, row_group_rows: int, workers: int) -> None:
     table = generator.tables(3, rows=600, floats=FLOATS)["p0"]
-    for number, start in enumerate((0, 1, 250, 400)):
-        end = (1, 250, 400, table.num_rows)[number]
+    borders = (0, 1, 250, 400, table.num_rows)
+    for number, (start, end) in enumerate(itertools.pairwise(borders)):
         pq.write_table(table.slice(start, end - start), tmp_path / f"{number}.parquet", row_group_size=row_group_rows)
-    windows = windows_of(flow.read_parquet(tmp_path / "*.parquet"))
-    check(run_windows(windows, workers), answer_of({"p0": table}))
+    job = Job()
+    windows = job.windows(flow.read_parquet(tmp_path / "*.parquet"))
+    job.check(run_windows(windows, workers), job.answer({"p0": table}))
 
 
-def test_every_run_gives_the_same_bits() -> None:
-    tables = generator.tables(11, rows=500)
+@pytest.mark.parametrize("names", [tuple(AGGREGATES), MERGEABLE], ids=["rows", "merged"])
+def test_every_run_gives_the_same_bits_in_the_same_order(names: Sequence[str]) -> None:
+    tables, job = generator.tables(11, rows=500), Job(names=names)
     runs = []
     for size, workers in ((1, 1), (13, 4), (500, 2)):
         source = generator.ReplaySource({name: generator.cut(table, [size]) for name, table in tables.items()})
-        final = run_windows(windows_of(flow.read(source)), workers).final
-        runs.append(sorted(map(_bits, final)))
+        run = run_windows(job.windows(flow.read(source)), workers)
+        runs.append(([_bits(row) for row in run.final], sorted(_bits(row) for row in run.late)))
     assert runs[0] == runs[1] == runs[2]
 
 
