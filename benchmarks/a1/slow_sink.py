@@ -64,10 +64,12 @@ def lines(options: Options) -> Iterator[Line]:
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     left_after = time.perf_counter() - began
-    read, written, in_order, stopped = json.loads(said)
-
     what = f"1,000 rows/s for {options.seconds:.0f} s"
     yield at_most(f"{what}: growth of anonymous memory", growth / 1e6, GROWTH_MB_MAX, "MB")
+    if process.returncode != 0:
+        yield Line(f"{what}: SIGTERM commits and leaves", f"exit {process.returncode} (above)", "exit 0", ok=False)
+        return
+    read, written, in_order, stopped = json.loads(said)
     yield exactly(f"{what}: rows read ({read:,}) and not in the sink", read - written, 0)
     yield Line(f"{what}: each row is the next one", "in order" if in_order else "out of order", "in order", in_order)
     fed = 0.8 * 1000 * options.seconds
