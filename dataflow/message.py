@@ -61,10 +61,14 @@ class Batch:
     positions: Int64Array | None = None
     time_us: Int64Array | None = field(default=None, repr=False)
     """Event time of each row, where a step has computed it already."""
+    _nbytes: int = field(default=-1, repr=False)
 
     @property
     def nbytes(self) -> int:
-        return sum(column.nbytes for column in self.columns.values())
+        """Bytes of all columns; asked for often, so it is kept."""
+        if self._nbytes < 0:
+            self._nbytes = sum(column.nbytes for column in self.columns.values())
+        return self._nbytes
 
     def with_columns(self, columns: dict[str, pa.Array]) -> Batch:
         """The same rows with other columns."""

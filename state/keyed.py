@@ -277,9 +277,7 @@ class Table:
         slots = np.empty(len(codes), dtype=np.int64)
         row = 0
         while True:
-            row, self.count = find_groups(
-                codes, panes, row, self._table, self.codes, self.panes, self.count, slots
-            )
+            row, self.count = find_groups(codes, panes, row, self._table, self.codes, self.panes, self.count, slots)
             if row == len(codes):
                 return slots
             self.codes, self.panes = _resized(self.codes, 2 * self.count), _resized(self.panes, 2 * self.count)
@@ -291,8 +289,8 @@ class Table:
         refill(self._table, self.codes, self.panes, self.count)
 
     def keep(self, slots: Int64Array, codes: Int64Array) -> None:
-        """Only these slots, with these codes, in a table of the size they need."""
-        room = max(GROUPS_MIN, 1 << int(2 * len(slots)).bit_length())
+        """Only these slots, with these codes. The table shrinks slowly: the next window will want as much again."""
+        room = max(len(self.codes) // 2, 1 << int(2 * len(slots)).bit_length(), GROUPS_MIN)
         panes = self.panes[slots]
         self.count = len(slots)
         self.codes, self.panes = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
@@ -331,7 +329,9 @@ class Groups:
         """One code a row. Columns whose values cannot be codes (nulls, or two that do not fit together) are indexed."""
         if not columns:
             return np.zeros(rows, dtype=np.int64)
-        nullable = [known.is_raw and column.null_count > 0 for known, column in zip(self._columns, columns, strict=True)]
+        nullable = [
+            known.is_raw and column.null_count > 0 for known, column in zip(self._columns, columns, strict=True)
+        ]
         if any(nullable):
             self._index(nullable)
         codes = [known.codes_of(column) for known, column in zip(self._columns, columns, strict=True)]

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Self
 import pyarrow as pa
 
 from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
+from dataflow.schema import plain_schema
 from dataflow.state.layout import Layout, check_is_free, check_topic_name, make_durable_dirs
 from dataflow.state.log.reader import TopicReader, fit
 from dataflow.state.log.recovery import recover_partition
-from dataflow.state.log.segment import IndexEntry, Partition, plain_schema
+from dataflow.state.log.segment import IndexEntry, Partition
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.records import CommitRequest, EpochRecord, PipelineState, TopicInfo
 from dataflow.system import Event, FilePath, Lock, LockHeldError, RealSystem, System

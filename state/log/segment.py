@@ -83,36 +83,6 @@ class Partition:
     directory: str
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type with dictionaries replaced by what they encode, at any depth."""
-    if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if pa.types.is_struct(kind):
-        return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_plain_field(kind.value_field))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(_plain_field(kind.value_field))
-    if pa.types.is_map(kind):
-        return pa.map_(plain_type(kind.key_type), _plain_field(kind.item_field), keys_sorted=kind.keys_sorted)
-    return kind
-
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The logical columns: without dictionaries, metadata that some reader left, or promises about nulls.
-
-    >>> plain_schema(pa.schema({"carrier": pa.dictionary(pa.int32(), pa.string())})).field("carrier").type
-    DataType(string)
-    """
-    return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return pa.field(field.name, plain_type(field.type), nullable=field.nullable)
-
-
 def header_metadata(store_id: str, topic: str, partition: int, first_offset: int) -> dict[bytes, bytes]:
     """What the schema message of a segment says about where it belongs."""
     return {

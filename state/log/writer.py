@@ -16,7 +16,8 @@ from typing import Self
 import pyarrow as pa
 
 from dataflow.errors import StoreError
-from dataflow.state.log.segment import SEGMENT_BYTES_MAX, SEGMENT_NAME, GrowingSegment, Partition, plain_type
+from dataflow.schema import plain_type
+from dataflow.state.log.segment import SEGMENT_BYTES_MAX, SEGMENT_NAME, GrowingSegment, Partition
 from dataflow.system import Lock
 
 
