@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dataflow.cli import Commands
 
 FORMATS = ("table", "csv", "jsonl")
+TABLE_WIDTH_MAX = 10_000
 
 
 def add_to(commands: Commands) -> None:
@@ -112,10 +113,9 @@ def _write_table(rows: pa.Table) -> None:
         table.add_column(escape(field.name), justify="right" if number else "left", no_wrap=True)
     for values in zip(*(_texts(column) for column in rows.columns), strict=True):
         table.add_row(*map(escape, values))
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)  # a pipe has no width to fit into
-    console.print(table)
+    # A pipe has no width to fit into; a table takes no more than it needs.
+    width = None if sys.stdout.isatty() else TABLE_WIDTH_MAX
+    Console(file=sys.stdout, width=width).print(table)
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
