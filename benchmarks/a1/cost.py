@@ -23,7 +23,7 @@ from dataflow.plan import make_plan
 BATCHES, ROUNDS = 10_000, 5
 MICROSECONDS_MAX = 150
 CALLS_MAX = 450
-"""Python calls a batch in the three stages of the windowed job; tests/test_calls_per_batch.py holds it to that as well."""
+"""Python calls a batch in all stages of the windowed job; tests/test_calls_per_batch.py holds it to that as well."""
 
 
 class NullSink:
