@@ -6,9 +6,12 @@ DuckDB knows no watermarks, so lateness is told there by a running maximum in th
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 import dataflow as flow
 from benchmarks.lines import Line, Options, exactly
@@ -19,17 +22,17 @@ LATE_BY_HOURS = {24: 0, 6: 11_159}
 FLOAT_TOLERANCE = 1e-9
 
 QUERY = """
-WITH departed AS (
-    SELECT *, time_hour + to_minutes(minute + dep_delay) AS at
+WITH flown AS (
+    SELECT *, time_hour + to_minutes(minute + dep_delay) AS happened
     FROM (SELECT *, row_number() OVER () AS n FROM read_csv('{path}', nullstr = 'NA', parallel = false))
     WHERE dep_delay IS NOT NULL
 ), judged AS (
-    SELECT *, time_bucket(INTERVAL 1 HOUR, at) AS start,
-        max(at) OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) - INTERVAL {hours} HOUR AS watermark
-    FROM departed
+    SELECT *, time_bucket(INTERVAL 1 HOUR, happened) AS start,
+        max(happened) OVER earlier - INTERVAL {hours} HOUR AS watermark
+    FROM flown WINDOW earlier AS (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
 SELECT epoch_us(start) AS start_us, origin, count(*) AS flights, avg(dep_delay) AS mean_delay,
-    quantile_cont(dep_delay, 0.95) AS p95_delay, first(carrier ORDER BY dep_delay DESC, at, n) AS worst_carrier
+    quantile_cont(dep_delay, 0.95) AS p95_delay, first(carrier ORDER BY dep_delay DESC, happened, n) AS worst_carrier
 FROM judged WHERE watermark IS NULL OR start + INTERVAL 1 HOUR > watermark
 GROUP BY ALL
 """
@@ -70,11 +73,18 @@ def windows(path: Path, hours: int) -> tuple[Rows, int, int]:
             worst_carrier=col.carrier.max_by(col.dep_delay),
         )
     )
-    table = hourly.select(
-        "origin", "flights", "mean_delay", "p95_delay", "worst_carrier", start_us=col.window_start.cast("int64")
-    ).collect()
-    rows = {(row.pop("start_us"), row.pop("origin")): tuple(row.values()) for row in table.to_pylist()}
-    return rows, hourly.late.collect().num_rows, ALL_ROWS - departed.collect().num_rows
+    with tempfile.TemporaryDirectory() as folder, flow.Store(folder) as store:
+        sinks = hourly.write_topic("hourly"), hourly.late.write_topic("late")
+        flow.Pipeline("flights", *sinks).run(store=store)
+        table = store.read("hourly")
+        late = store.read("late").num_rows
+    starts = table["window_start"].cast(pa.timestamp("us")).cast(pa.int64()).to_pylist()
+    values = table.select(["flights", "mean_delay", "p95_delay", "worst_carrier"]).to_pylist()
+    rows = {
+        (start, origin): tuple(row.values())
+        for start, origin, row in zip(starts, table["origin"].to_pylist(), values, strict=True)
+    }
+    return rows, late, ALL_ROWS - departed.collect().num_rows
 
 
 def duckdb_rows(path: Path, hours: int) -> Rows:

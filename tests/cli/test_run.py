@@ -110,12 +110,12 @@ def test_the_file_runs_under_a_name_of_its_own_beside_its_neighbours(cli: Cli, p
 def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program, sent: int, code: int) -> None:
     program(programs.ENDLESS)
     command = [sys.executable, "-m", "dataflow", "run", "program.py", "--store", "store"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    while "started" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=20)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "started" not in (line := process.stderr.readline()):
+            assert line, "the run ended before it began"
+        process.send_signal(sent)
+        said = process.stderr.read()
     assert process.returncode == code, said
     assert "stopped by" in said
     rows = cli("log", "cat", "numbers", "--store", "store", "--json").stdout.splitlines()
