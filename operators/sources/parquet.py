@@ -1,8 +1,9 @@
 """Rows of Parquet files, a row group at a time; any worker decodes any row group.
 
-Decoding is most of the work of many pipelines, so it must run at the speed of Arrow's decoder: one reader a
-thread over row groups (Arrow's own threads would compete with our workers), and text columns that are keys
-stay dictionaries, so that each value is hashed once and not once a row.
+Decoding is most of the work of many pipelines, so it must run at the speed of Arrow's decoder: a reader a thread
+over row groups (Arrow's own threads would compete with our workers), and text columns that are keys stay
+dictionaries, so that each value is hashed once and not once a row. The hard part is a row group of any size: a
+large one is decoded in pieces, and an array of text holds no more than 2 GiB.
 """
 
 from __future__ import annotations
@@ -16,49 +17,59 @@ import pyarrow.parquet as pq
 
 from dataflow.errors import ConnectorError, NameNotFoundError
 from dataflow.operators.base import ReadRequest, Rows
-from dataflow.operators.sources.files import FilePaths, Files
-from dataflow.operators.stateless import require_column
-from dataflow.schema import plain_type
+from dataflow.operators.sources.arrow import as_asked, asked_types
+from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
+from dataflow.schema import plain_schema, type_name
 from dataflow.system import RealSystem, System
 
 GROUP_ROWS_MAX = 262_144
-"""Row groups up to this size are decoded at once, larger ones in pieces: decoded rows must fit into the cache."""
+"""Row groups up to this size are decoded at once, larger ones in pieces: decoded rows must fit into memory."""
 PIECE_ROWS = 131_072
+ARRAY_BYTES_MAX = 2**31 - 1
+"""Of text or binary values: Arrow counts them in 32 bits."""
 
 
 class ParquetSource:
-    """Reads the row groups of files with equal schemas, in order."""
+    """Reads the row groups of files with equal columns, in order."""
 
     bounded = True
     blocking = False
 
-    def __init__(self, path: FilePaths, *, name: str | None = None, columns: Sequence[str] | None = None) -> None:
-        self.files = Files(path)
+    def __init__(
+        self,
+        path: FilePaths,
+        *,
+        name: str | None = None,
+        columns: Sequence[str] | None = None,
+        on_error: str = "fail",
+    ) -> None:
+        check_on_error(on_error)
+        self.files = Files(path, ".parquet")
         self.name = name or self.files.name
         self.columns = columns
 
     def schema(self, system: System) -> pa.Schema:
-        paths = self.files.paths(system)
-        schemas = [_opened(path, system).schema_arrow for path in paths]
-        for path, schema in zip(paths, schemas, strict=True):
-            _require_equal(paths[0], schemas[0], path, schema)
-        fields = [pa.field(f.name, plain_type(f.type)) for f in schemas[0]]
-        if twice := {f.name for f in fields if schemas[0].names.count(f.name) > 1}:
-            raise NameNotFoundError(f"{paths[0]} has two columns `{min(twice)}`", code="DF0203")
-        known = pa.schema(fields)
-        return known if self.columns is None else pa.schema([require_column(c, known, "columns") for c in self.columns])
+        first, *others = self.files.paths(system)
+        known = plain_schema(_opened(first, system).schema_arrow)
+        if twice := next((one for one in known.names if known.names.count(one) > 1), None):
+            raise NameNotFoundError(f"{first} has two columns `{twice}`", code="DF0203", help="rename one of them")
+        for path in others:
+            _require_equal(first, known, path, plain_schema(_opened(path, system).schema_arrow))
+        return selected(known, self.columns, f" in {first}")
 
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
     def splits(self, partition: int, request: ReadRequest) -> Iterator[RowGroup]:
         first = 0
+        known: tuple[str, pa.Schema] | None = None
         for path in self.files.paths(request.system):
             readers = _Readers(path, request)
-            metadata = readers.metadata
-            for number in range(metadata.num_row_groups):
-                rows = metadata.row_group(number).num_rows
-                yield RowGroup(readers, number, rows, first, request.columns)
+            known = known or (path, readers.schema)
+            _require_equal(*known, path, readers.schema)
+            for number in range(readers.metadata.num_row_groups):
+                rows = readers.metadata.row_group(number).num_rows
+                yield RowGroup(readers, number, rows, first)
                 first += rows
 
     def identity(self) -> tuple[object, ...]:
@@ -69,15 +80,19 @@ class _Readers:
     """A reader of one file for each thread: `ParquetFile` may not be used by two at once."""
 
     def __init__(self, path: str, request: ReadRequest) -> None:
-        self.path, self.request = path, request
-        self.metadata = _opened(path, request.system).metadata
+        self.path, self.system = path, request.system
+        opened = _opened(path, request.system)
+        self.metadata, self.schema = opened.metadata, plain_schema(opened.schema_arrow)
+        if missing := next((name for name in request.columns if name not in self.schema.names), None):
+            raise ConnectorError(f"{path} has no column `{missing}` any more", help="the file was changed: start anew")
+        self.types = asked_types(self.schema, request)
+        self._dictionary = [name for name, type in self.types.items() if type is None]
         self._own = threading.local()
 
     def reader(self) -> pq.ParquetFile:
         if not hasattr(self._own, "reader"):
-            file = self.request.system.disk.open_arrow(self.path, memory_map=True)
-            dictionary = sorted(self.request.dictionary)
-            self._own.reader = pq.ParquetFile(file, metadata=self.metadata, read_dictionary=dictionary)
+            file = self.system.disk.open_arrow(self.path, memory_map=True)
+            self._own.reader = pq.ParquetFile(file, metadata=self.metadata, read_dictionary=self._dictionary)
         return self._own.reader
 
 
@@ -89,28 +104,31 @@ class RowGroup:
     number: int
     rows: int
     first: int
-    names: tuple[str, ...]
 
     def read(self) -> Iterator[Rows]:
+        first = self.first
+        types = self.readers.types
         try:
-            first = self.first
-            for batch in self._batches():
-                yield Rows({name: whole(batch.column(name)) for name in self.names}, batch.num_rows, first)
-                first += batch.num_rows
+            for table in self._tables():
+                columns = {name: as_asked(whole(table[name]), type) for name, type in types.items()}
+                yield Rows(columns, table.num_rows, first)
+                first += table.num_rows
         except (pa.ArrowException, OSError) as error:
             raise ConnectorError(
                 f"{self.readers.path}: row group {self.number} cannot be read: {error}",
                 help="the file is damaged or was changed while it was read; restore it",
             ) from None
 
-    def _batches(self) -> Iterator[pa.Table | pa.RecordBatch]:
-        reader = self.readers.reader()
-        if self.rows <= GROUP_ROWS_MAX:
-            yield reader.read_row_group(self.number, columns=list(self.names), use_threads=False)
-        else:
-            yield from reader.iter_batches(
-                PIECE_ROWS, row_groups=[self.number], columns=list(self.names), use_threads=False
-            )
+    def _tables(self) -> Iterator[pa.Table | pa.RecordBatch]:
+        reader, names = self.readers.reader(), list(self.readers.types)
+        if self.rows > GROUP_ROWS_MAX:
+            yield from reader.iter_batches(PIECE_ROWS, row_groups=[self.number], columns=names, use_threads=False)
+            return
+        table = reader.read_row_group(self.number, columns=names, use_threads=False)
+        if table.nbytes <= ARRAY_BYTES_MAX:
+            yield table
+        else:  # its chunks cannot be made one
+            yield from table.to_batches()
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -130,13 +148,21 @@ def _opened(path: str, system: System) -> pq.ParquetFile:
 
 
 def _require_equal(first_path: str, first: pa.Schema, path: str, schema: pa.Schema) -> None:
+    """Refuse a file whose columns differ from the first one's, with the first difference."""
     if schema.equals(first):
         return
-    for name in [*first.names, *schema.names]:
-        ours = first.field(name).type if name in first.names else "missing"
-        theirs = schema.field(name).type if name in schema.names else "missing"
-        if ours != theirs:
-            raise ConnectorError(
-                f"the files have different columns: `{name}` is {ours} in {first_path} and {theirs} in {path}",
-                help="read them as two streams, and cast and union those",
-            )
+    columns, others = [_told(field) for field in first], [_told(field) for field in schema]
+    number = next(n for n, pair in enumerate(zip((*columns, ""), (*others, ""), strict=False)) if pair[0] != pair[1])
+    raise ConnectorError(
+        f"the columns of {path} differ from those of {first_path}: column {number + 1} is "
+        f"{_at(others, number)} instead of {_at(columns, number)}",
+        help="read files with other columns as a stream of their own, cast them and union the two",
+    )
+
+
+def _told(field: pa.Field) -> str:
+    return f"`{field.name}` ({type_name(field.type)})"
+
+
+def _at(columns: Sequence[str], number: int) -> str:
+    return columns[number] if number < len(columns) else "nothing"
