@@ -21,7 +21,7 @@ demo: .venv/ready
 	@printf '\n$$ dataflow run examples/flight_delays.py --store $(STORE)\n'
 	@$(BIN)/dataflow run examples/flight_delays.py --store $(STORE)
 	@printf '\n$$ dataflow log cat hourly_delays --store $(STORE) --limit 12\n'
-	@$(BIN)/dataflow log cat hourly_delays --store $(STORE) --limit 12
+	@$(BIN)/dataflow log cat hourly_delays --store $(STORE) --limit 12 --format table
 	@printf '\nTry next:\n'
 	@printf '  $(BIN)/dataflow explain examples/flight_delays.py\n'
 	@printf '  $(BIN)/dataflow log ls --store $(STORE)\n'

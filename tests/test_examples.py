@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dataflow as flow
+from benchmarks import readme
 from dataflow.cli.program import load_pipeline
 from tests.cli.conftest import environment
 
@@ -41,6 +42,11 @@ def test_flight_delays_are_what_the_file_says(tmp_path: Path) -> None:
         assert row["mean_delay"] == pytest.approx(statistics.fmean(delays), rel=1e-12)
         assert row["p95_delay"] == pytest.approx(float(np.quantile(delays, 0.95)), rel=1e-12)
         assert row["worst_carrier"] == max(sorted(flights, key=lambda f: f[0]), key=lambda f: f[1])[2]
+
+
+@pytest.mark.parametrize("part", ["demo", "explain"])
+def test_the_readme_shows_what_the_example_prints(part: str) -> None:
+    assert readme.part_of(readme.README.read_text(), part) == readme.PARTS[part]()
 
 
 def delays_by_hour() -> dict[tuple[str, dt.datetime], list[tuple[dt.datetime, int, str]]]:

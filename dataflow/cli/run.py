@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_FAILED
     if arguments.json:
         print(json.dumps(_facts(pipeline.name, result)))
-    else:
+    elif not result.already_finished:  # the run itself has told of that
         print(_summary(pipeline.name, result), file=sys.stderr)
     return exit_code(result.stopped, bounded=result.bounded)
 

@@ -61,7 +61,7 @@ class Job:
         return (
             source.watermark("at", delay=f"{self.delay_us}us")
             .window(window, by=self.by, lateness=f"{self.lateness_us}us")
-            .agg(**{name: AGGREGATES[name][0] for name in self.names})
+            .agg(*[AGGREGATES[name][0].alias(name) for name in self.names])
         )
 
     def answer(self, tables: Mapping[str, pa.Table]) -> oracle.Answer:
@@ -82,6 +82,9 @@ class Job:
         oracle.assert_same_rows(run.late, [row.values for row in answer.late], by=("ordinal",))
         counted = sum(row["n"] for row in run.final)
         assert counted + len(run.late) + len(answer.without_time) == run.result.rows_in
+        for step, counts in run.result.ledger.items():
+            where = [counts[one] for one in ("passed", "filtered", "late", "dead", "folded", "held")]
+            assert counts["rows_in"] == sum(where), f"{step}: {counts}"
 
 
 @pytest.fixture(scope="module")
