@@ -17,7 +17,6 @@ from dataflow.operators.base import UNIT_ROWS, ReadRequest, Rows
 from dataflow.schema import plain_schema
 from dataflow.system import System
 
-
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 """The one kind of dictionary that a source hands out."""
 
