@@ -39,6 +39,8 @@ ENGINES: dict[str, Sequence[str]] = {
     "pyarrow": ("int", "str"),
 }
 ROWS, ROUNDS = 10_000_000, 7
+SPREAD_MAX = 0.25
+"""Of the rounds of one job, (slowest - fastest) / median; beyond it the medians are not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def main() -> int:
     arguments = parser.parse_args()
     measured = measure(arguments.work, arguments.rows, arguments.rounds, arguments.only)
     print(as_json(measured) if arguments.json else report(measured))
+    if (spread := max(measured.spread(*pair) for pair in measured.seconds)) > SPREAD_MAX:
+        print(f"rounds spread by up to {spread:.0%}: something else was running; measure again", file=sys.stderr)
     return 0
 
 
