@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dataflow.aggregates import Aggregate, count, first, last, max, max_by, mean, min, min_by, quantile, sum  # noqa: A004
+from dataflow.aggregates import Aggregate, count, first, last, max, max_by, mean, min, min_by, quantile, sum
 from dataflow.api import (
     Stream,
     StreamSink,

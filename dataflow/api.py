@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Duration = str | timedelta
 FilePaths = str | PathLike[str] | Sequence[str | PathLike[str]]
-SchemaLike = pa.Schema | dict[str, Any] | type | None
+SchemaLike: TypeAlias = pa.Schema | dict[str, Any] | type | None
 
 
 class Stream:
@@ -223,7 +223,7 @@ class WindowedStream:
                 help="give it once",
                 origin=caller_origin(),
             )
-        made = tuple([*((_aggregate_name(one), one) for one in aggregates), *named.items()])
+        made = (*((_aggregate_name(one), one) for one in aggregates), *named.items())
         for name, one in made:
             if not isinstance(one, Aggregate):
                 raise TypeMismatchError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataflow.errors import DataflowError, PlanError, RunError, caller_origin
+from dataflow.errors import PlanError, RunError, caller_origin
 from dataflow.event_time import duration_us
 from dataflow.graph.nodes import Node, graph_hash
 from dataflow.operators.base import SinkSpec
@@ -72,7 +72,9 @@ class Pipeline:
         from dataflow.api import StreamSink
 
         if not name or not isinstance(name, str):
-            raise PlanError("a pipeline needs a name", help='as in `flow.Pipeline("orders", …)`', origin=caller_origin())
+            raise PlanError(
+                "a pipeline needs a name", help='as in `flow.Pipeline("orders", …)`', origin=caller_origin()
+            )
         for sink in sinks:
             if not isinstance(sink, StreamSink):
                 raise PlanError(
@@ -200,11 +202,12 @@ class _Run:
 
     def _drive(self, plan: Any, store: Any, committer: Any, began: float) -> RunResult:
         from dataflow.runtime.coordinator import Coordinator
-        from dataflow.runtime.job import FastSwitching, Job
+        from dataflow.runtime.job import Job
+        from dataflow.runtime.process import TunedProcess
 
         coordinator = Coordinator(self.system, committer, self.interval_seconds, self.enough)
         job = Job(plan, self.system, name=self.pipeline.name, store=store, acks=coordinator)
-        with _Signals(coordinator.stop) as signals, FastSwitching():
+        with _Signals(coordinator.stop) as signals, TunedProcess():
             try:
                 job.start()
                 coordinator.run(job)
@@ -237,9 +240,7 @@ class _Run:
         )
 
     def _finished_before(self, began: float) -> RunResult:
-        print(
-            f"pipeline `{self.pipeline.name}` has finished in this store before; nothing was done", file=sys.stderr
-        )
+        sys.stderr.write(f"pipeline `{self.pipeline.name}` has finished in this store before; nothing was done\n")
         seconds = self.system.clock.monotonic() - began
         return RunResult(self.pipeline.name, 0, 0, seconds, 0, {}, already_finished=True)
 
@@ -253,9 +254,9 @@ def _tell_unread(unread: tuple[UnreadRows, ...]) -> None:
         known.first += one.first
     for one in total.values():
         what = "late rows" if one.port == "late" else "rows could not be computed and"
-        print(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them):", file=sys.stderr)
+        sys.stderr.write(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them):\n")
         for row in one.first[:10]:
-            print(f"  {row}", file=sys.stderr)
+            sys.stderr.write(f"  {row}\n")
 
 
 class _Signals:
@@ -268,7 +269,9 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

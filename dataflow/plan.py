@@ -262,9 +262,9 @@ def _sources_needing_positions(nodes: Sequence[Node]) -> set[int]:
     needing: set[int] = set()
     for node in reversed(nodes):
         spec = node.spec
-        if isinstance(spec, windows.WindowAggregateSpec) and spec.bind(node.inputs[0].type).needs_order:
-            needing.update(id(port.node) for port in node.inputs)
-        elif id(node) in needing and isinstance(spec, StatelessSpec):
+        if (isinstance(spec, windows.WindowAggregateSpec) and spec.bind(node.inputs[0].type).needs_order) or (
+            id(node) in needing and isinstance(spec, StatelessSpec)
+        ):
             needing.update(id(port.node) for port in node.inputs)
     return needing
 

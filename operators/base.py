@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.errors import NameNotFoundError
+from dataflow.event_time import to_us
 from dataflow.expr import Bad
-from dataflow.message import Batch, BoolArray
+from dataflow.message import TIME_MIN_US, Batch, BoolArray, Int64Array
 from dataflow.system import System
 
 UNIT_ROWS = 65_536
-"""Rows of a unit where a source may choose: large enough that Python per batch does not show, small enough for the cache."""
+"""Rows of a unit where a source may choose: large enough that Python per batch does not show, and it fits the cache."""
 
 
 # ── sources ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,6 +244,9 @@ class Operator(Receiver):
         """How many batches wait for another task."""
         return 0
 
+    def discard(self) -> None:
+        """The run stops: rows that wait for another task count as not read."""
+
     def turn(self) -> bool:
         """Move rows that waited for another task; true when some moved."""
         return False
@@ -362,6 +366,19 @@ class StatelessSpec(OperatorSpec):
     def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
         """The running logic; `input_type` has the columns that were read, `wanted` the output columns that are used."""
         raise NotImplementedError
+
+
+def event_time_us(batch: Batch, event_time: EventTime | None) -> Int64Array:
+    """The event time of each row of a batch that passed a watermark (no nulls).
+
+    It stays with the rows when a later select leaves its column out; rows that never had one come first.
+    """
+    if batch.time_us is None:
+        if event_time is None:
+            batch.time_us = np.full(batch.num_rows, TIME_MIN_US, dtype=np.int64)
+        else:
+            batch.time_us = to_us(batch.columns[event_time.column])[0] - event_time.minus_us
+    return batch.time_us
 
 
 ERROR_FIELDS = (

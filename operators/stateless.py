@@ -184,7 +184,9 @@ class ProjectSpec(StatelessSpec):
             bound.append((name, one))
             if self.verb == "derive":
                 fields[name] = pa.field(name, one.type)
-        renamed = {expr.name for _, expr in self.columns if isinstance(expr, Column)} if self.verb == "rename" else set()
+        renamed = (
+            {expr.name for _, expr in self.columns if isinstance(expr, Column)} if self.verb == "rename" else set()
+        )
         passed = (set(input_type.schema.names) - renamed - set(self.dropped)) if self.keep else set()
         return Project(bound, frozenset(passed), self.verb == "derive", context)
 
@@ -284,19 +286,17 @@ def require_column(name: str, schema: pa.Schema, verb: str) -> pa.Field:
         return schema.field(name)
     guess = did_you_mean(name, schema.names)
     hint = f"did you mean `{guess}`? " if guess else ""
-    raise NameNotFoundError(
-        f"{verb}: there is no column `{name}`", help=f"{hint}(columns: {', '.join(schema.names)})"
-    )
+    raise NameNotFoundError(f"{verb}: there is no column `{name}`", help=f"{hint}(columns: {', '.join(schema.names)})")
 
 
 def _is_same(name: str, expr: Expr) -> bool:
     return isinstance(expr, Column) and expr.name == name
 
 
-def _order_keys(
-    source: StreamType, schema: pa.Schema, keep: bool, moved: Mapping[str, str]
-) -> tuple[str, ...] | None:
+def _order_keys(source: StreamType, schema: pa.Schema, keep: bool, moved: Mapping[str, str]) -> tuple[str, ...] | None:
     if source.order_keys is None:
         return None
     renamed = [moved.get(key, key) for key in source.order_keys]
-    return tuple(key for key in renamed if key in schema.names)
+    if all(key in schema.names for key in renamed):
+        return tuple(renamed)
+    return tuple(schema.names)  # without its keys, only a row's other columns can order it

@@ -19,6 +19,7 @@ import pyarrow as pa
 from dataflow.errors import PlanError, TypeMismatchError
 from dataflow.event_time import format_duration, to_us
 from dataflow.expr import Bad
+from dataflow.kernels.gateway import values_of
 from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, Int64Array
 from dataflow.operators.base import EventTime, Operator, OperatorContext, StatelessSpec, StreamType, send_errors
 from dataflow.operators.stateless import require_column
@@ -165,11 +166,12 @@ class AssignWatermark(Operator):
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
-        batch = self._with_event_time(batch)
+        batch = self._without_null_times(batch)
         held = _Held(batch, TIME_MAX_US, False, self.unit_max_us)
         if batch.num_rows:
-            assert batch.time_us is not None
-            held.min_us, max_us, held.behind = self.kernels.time_summary(batch.time_us, self.delay_us)
+            ticks, factor = ticks_of(batch.columns[self.column])
+            batch.time_us = np.empty(batch.num_rows, dtype=np.int64)
+            held.min_us, max_us, held.behind = self.kernels.event_times(ticks, factor, self.delay_us, batch.time_us)
             self.unit_max_us = max(self.unit_max_us, max_us)
         self.waiting.append(held)
         if batch.place.last:
@@ -178,14 +180,13 @@ class AssignWatermark(Operator):
             self.context.wake()
         self.turn()
 
-    def _with_event_time(self, batch: Batch) -> Batch:
-        time_us, nulls = to_us(batch.columns[self.column])
-        if nulls is not None and nulls.any():
-            bad = Bad(nulls, "DF0402", f"the event time `{self.column}` is null")
-            send_errors(batch, [bad], self)
-            batch, time_us = batch.without(nulls), time_us[~nulls]
-        batch.time_us = time_us
-        return batch
+    def _without_null_times(self, batch: Batch) -> Batch:
+        column = batch.columns[self.column]
+        if not column.null_count:
+            return batch
+        nulls = column.is_null().to_numpy(zero_copy_only=False)
+        send_errors(batch, [Bad(nulls, "DF0404", f"the event time `{self.column}` is null")], self)
+        return batch.without(nulls)
 
     def on_progress(self, sequence: int) -> None:
         self.waiting.append(sequence)
@@ -194,6 +195,10 @@ class AssignWatermark(Operator):
     def on_partition_end(self, partition: int, units_total: int) -> None:
         self.line.finish(partition, units_total)
         self.turn()
+
+    def discard(self) -> None:
+        self.counts.rows_in -= sum(item.batch.num_rows for item in self.waiting if isinstance(item, _Held))
+        self.waiting.clear()
 
     def turn(self) -> bool:
         moved = False
@@ -239,6 +244,15 @@ class AssignWatermark(Operator):
 
     def on_watermark(self, time_us: int) -> None:
         """The watermark of an event time declared before this one ends here."""
+
+
+def ticks_of(column: pa.Array) -> tuple[Int64Array, int]:
+    """The ints of a time column without nulls, and what makes microseconds of them (negative: divide)."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        ticks = cast(Int64Array, values_of(column)[0])
+        return ticks, {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": -1_000}[kind.unit]
+    return to_us(column)[0], 1
 
 
 def _less(time_us: int, delay_us: int) -> int:

@@ -19,9 +19,12 @@ from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
 from dataflow.kernels.grouping import DEAD_PANE, find_groups, find_texts, join_codes, place_texts, refill
 from dataflow.kernels.hashing import hash_bytes, hash_ints
 from dataflow.message import BoolArray, Int64Array
+from dataflow.schema import is_bytes_type, is_text_type
 
 GROUPS_MIN = 1_024
 """Room for groups at the start, and the least number of dead ones that is worth a clean-up."""
+TABLE_SPARSENESS = 2
+"""Places in a table for each group that it may hold: more would mean fewer collisions, but miss the cache."""
 _CANONICAL_NAN = np.int64(0x7FF8000000000000)
 
 
@@ -30,11 +33,7 @@ _CANONICAL_NAN = np.int64(0x7FF8000000000000)
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values of the type are compared by their bytes."""
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind)
-    )  # fmt: skip
+    return bool(is_text_type(kind) or is_bytes_type(kind) or pa.types.is_decimal(kind))
 
 
 def key_ints(column: pa.Array) -> tuple[Int64Array, BoolArray]:
@@ -216,7 +215,8 @@ class KeyColumn:
         indices = column.indices
         if indices.null_count:
             indices = indices.fill_null(len(dictionary))
-        return self._dictionary_ids[indices.to_numpy()]
+        codes: Int64Array = self._dictionary_ids[indices.to_numpy()]
+        return codes
 
     def values(self, codes: Int64Array) -> pa.Array:
         if self.texts is not None:
@@ -267,34 +267,61 @@ class Table:
     """Pairs of int64 to dense slots."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.codes = np.empty(GROUPS_MIN, dtype=np.int64)
-        self.panes = np.empty(GROUPS_MIN, dtype=np.int64)
-        self._table = np.full(2 * GROUPS_MIN, -1, dtype=np.int32)
+        self._next = 1
+        self._make_room(GROUPS_MIN)
+        self._slots = self._missed = np.empty(0, dtype=np.int64)
+
+    def _make_room(self, room: int) -> None:
+        self._codes, self._panes = np.empty(room + 1, dtype=np.int64), np.empty(room + 1, dtype=np.int64)
+        self._codes[0], self._panes[0] = 0, DEAD_PANE
+        self._table = np.zeros(TABLE_SPARSENESS * room, dtype=np.int32)
+
+    @property
+    def count(self) -> int:
+        """How many slots there are; the kernel numbers them from 1."""
+        return self._next - 1
+
+    @property
+    def codes(self) -> Int64Array:
+        return self._codes[1 : self._next]
+
+    @property
+    def panes(self) -> Int64Array:
+        return self._panes[1 : self._next]
 
     def find(self, codes: Int64Array, panes: Int64Array) -> Int64Array:
-        """The slot of each pair; new pairs get the next ones."""
-        slots = np.empty(len(codes), dtype=np.int64)
+        """The slot of each pair, good until the next call; new pairs get the next ones."""
+        if len(self._missed) <= len(codes):
+            self._slots, self._missed = np.empty(len(codes), dtype=np.int64), np.empty(len(codes) + 1, dtype=np.int64)
+        slots = self._slots[: len(codes)]
         row = 0
         while True:
-            row, self.count = find_groups(codes, panes, row, self._table, self.codes, self.panes, self.count, slots)
+            row, self._next = find_groups(
+                codes, panes, row, self._table, self._codes, self._panes, self._next, slots, self._missed
+            )
             if row == len(codes):
                 return slots
-            self.codes, self.panes = _resized(self.codes, 2 * self.count), _resized(self.panes, 2 * self.count)
-            self.refill()
+            self._grow()
+
+    def _grow(self) -> None:
+        old_codes, old_panes = self._codes[: self._next], self._panes[: self._next]
+        self._make_room(2 * self.count)
+        self._codes[: self._next], self._panes[: self._next] = old_codes, old_panes
+        self.refill()
 
     def refill(self) -> None:
         """Make the table anew from the pairs."""
-        self._table = np.full(2 * len(self.codes), -1, dtype=np.int32)
-        refill(self._table, self.codes, self.panes, self.count)
+        self._table.fill(0)
+        refill(self._table, self._codes, self._panes, self._next)
 
     def keep(self, slots: Int64Array, codes: Int64Array) -> None:
         """Only these slots, with these codes. The table shrinks slowly: the next window will want as much again."""
-        room = max(len(self.codes) // 2, 1 << int(2 * len(slots)).bit_length(), GROUPS_MIN)
         panes = self.panes[slots]
-        self.count = len(slots)
-        self.codes, self.panes = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
-        self.codes[: self.count], self.panes[: self.count] = codes, panes
+        room = len(self._codes) - 1
+        if 4 * len(slots) < room and room > GROUPS_MIN:
+            self._make_room(room // 2)
+        self._next = len(slots) + 1
+        self.codes[:], self.panes[:] = codes, panes
         self.refill()
 
 
@@ -319,7 +346,7 @@ class Groups:
     @property
     def panes(self) -> Int64Array:
         """The pane of each slot."""
-        return self._table.panes[: self._table.count]
+        return self._table.panes
 
     def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int64Array:
         """The slot of each row's group; new groups get new slots."""
@@ -350,7 +377,7 @@ class Groups:
         keys = self.keys(np.arange(self.count))
         self._start_encoding([one or not known.is_raw for one, known in zip(columns, self._columns, strict=True)])
         if self.count:
-            self._table.codes[: self.count] = self._codes_of(keys, self.count)
+            self._table.codes[:] = self._codes_of(keys, self.count)
             self._table.refill()
 
     def keys(self, slots: Int64Array) -> list[pa.Array]:
@@ -371,11 +398,11 @@ class Groups:
         return np.flatnonzero(self.panes != DEAD_PANE)
 
     def release(self, slots: Int64Array) -> Int64Array | None:
-        """Forget groups. When most are dead they are cleaned up: then this returns the old slots that were kept,
+        """Forget groups. When many are dead they are cleaned up: then this returns the old slots that were kept,
         in the order of the new ones; else None."""
         self._table.panes[slots] = DEAD_PANE
         self._dead += len(slots)
-        if self._dead < max(GROUPS_MIN, self.count // 2):
+        if self._dead < max(GROUPS_MIN, self.count // 4):
             return None
         kept = self.live_slots()
         codes = self._table.codes[kept]

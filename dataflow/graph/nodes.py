@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import xxhash
 
@@ -117,4 +116,4 @@ def graph_hash(sinks: Iterable[Node]) -> str:
         [node.spec.identity(), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]]
         for node in nodes
     ]
-    return cast(str, xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode()))
+    return xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode())

@@ -128,7 +128,6 @@ def _compiler() -> Any:
     if _made_compiler is None:
         import numba
         from numba.core import config
-
         from numba.extending import register_jitable
 
         cache = _cache_directory(numba.__version__)
@@ -169,7 +168,7 @@ def _fingerprint(numba_version: str) -> str:
     digest = xxhash.xxh3_64(f"{numba_version} {sys.version}".encode())
     for file in sorted(_SEEDS.glob("*.py")):
         digest.update(file.read_bytes())
-    return cast(str, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _announce_compiling() -> None:
@@ -182,7 +181,7 @@ def _announce_compiling() -> None:
         def on_start(self, _: Any) -> None:
             if not Announce.done:
                 Announce.done = True
-                print("compiling kernels (once)", file=sys.stderr, flush=True)
+                sys.stderr.write("compiling kernels (once)\n")
 
         def on_end(self, _: Any) -> None:
             """Nothing to say."""

@@ -31,9 +31,7 @@ def count_rows(slots: Int64Array, valid: BoolArray, counts: Int64Array) -> None:
 
 
 @kernel
-def sum_floats(
-    slots: Int64Array, values: Float64Array, valid: BoolArray, sums: Float64Array, met: Int64Array
-) -> None:
+def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, sums: Float64Array, met: Int64Array) -> None:
     """Add to `sums` (per slot: high part, low part, number of values); what is not finite is noted in `met`."""
     for row in range(len(slots)):
         if len(valid) and not valid[row]:
@@ -41,7 +39,7 @@ def sum_floats(
         slot = slots[row]
         value = values[row]
         sums[slot, 2] += 1.0
-        if not (value - value == 0.0):
+        if value - value != 0.0:  # infinite, or not a number
             met[slot] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
             continue
         high = sums[slot, 0]

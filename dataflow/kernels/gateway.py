@@ -33,7 +33,8 @@ def validity_of(array: pa.Array) -> BoolArray:
     """True for each value that is not null; `ALL_VALID` when none is."""
     if not array.null_count:
         return ALL_VALID
-    return array.is_valid().to_numpy(zero_copy_only=False)
+    valid: BoolArray = array.is_valid().to_numpy(zero_copy_only=False)
+    return valid
 
 
 def _viewed(array: pa.Array, dtype: np.dtype) -> np.ndarray:

@@ -35,19 +35,26 @@ def panes_of(time_us: Int64Array, size_us: int, offset_us: int, panes: Int64Arra
 
 
 @kernel
-def time_summary(time_us: Int64Array, delay_us: int) -> tuple[int, int, bool]:
-    """Least and greatest time, and whether a row is more than `delay_us` behind one before it."""
-    least = time_us[0]
-    most = time_us[0]
+def event_times(ticks: Int64Array, factor: int, delay_us: int, time_us: Int64Array) -> tuple[int, int, bool]:
+    """Times in microseconds: ticks times `factor`, or, when it is negative, divided by its size and floored.
+
+    Returns the least and the greatest, and whether a row is more than `delay_us` behind one before it.
+    """
+    limit = _MAX // factor if factor > 0 else _MAX
+    least = _MAX
+    most = _MIN
     behind = False
-    for row in range(len(time_us)):
-        time = time_us[row]
-        if time < least:
-            least = time
-        if time > most:
-            most = time
+    for row in range(len(ticks)):
+        time = ticks[row]
+        if factor < 0:
+            time = time // -factor
+        else:
+            time = _MAX if time > limit else (_MIN if time < -limit else time * factor)
+        time_us[row] = time
+        least = min(least, time)
+        most = max(most, time)
         # in unsigned numbers the difference always fits
-        behind |= np.uint64(most) - np.uint64(time) > np.uint64(delay_us)
+        behind |= bool(np.uint64(most) - np.uint64(time) > np.uint64(delay_us))
     return least, most, behind
 
 

@@ -26,6 +26,22 @@ GROWTH_MAX = 8
 """How much more a channel may hold after one fast batch: the next one may be slow."""
 
 
+class Pace:
+    """How many rows somebody takes in half a second, as far as it was seen."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows, self._seconds = 0.0, 0.0
+        self.rows_max = ROWS_BEFORE_MEASURED
+
+    def measure(self, rows: int, seconds: float) -> None:
+        """It took so long for so many rows; earlier measures count half each time."""
+        self._rows = self._rows / 2 + rows
+        self._seconds = self._seconds / 2 + max(seconds, SECONDS_MIN)
+        worth = int(self._rows / self._seconds * CHANNEL_SECONDS_MAX)
+        self.rows_max = max(1, min(worth, self._limit, self.rows_max * GROWTH_MAX))
+
+
 class Channel:
     """One writer, one reader. Each side changes only its own totals, so no lock is needed."""
 
@@ -34,8 +50,7 @@ class Channel:
         self._reader_wake, self._writer_wake = reader_wake, writer_wake
         self._rows_in = self._rows_out = self._bytes_in = self._bytes_out = 0
         self._writer_waits = False
-        self._measured_rows, self._measured_seconds = 0.0, 0.0
-        self.rows_max = ROWS_BEFORE_MEASURED
+        self._pace = Pace(CHANNEL_ROWS_MAX)
         self.refused_total = 0
 
     # ── the writer's side ──
@@ -44,7 +59,7 @@ class Channel:
         """How many rows of the batch fit now; 0 means: keep it and yield."""
         rows_held = self._rows_in - self._rows_out
         bytes_held = self._bytes_in - self._bytes_out
-        room = self.rows_max - rows_held
+        room = self._pace.rows_max - rows_held
         row_bytes = batch.nbytes / batch.num_rows
         if row_bytes:
             room = min(room, int((CHANNEL_BYTES_MAX - bytes_held) / row_bytes))
@@ -90,10 +105,7 @@ class Channel:
 
     def consumed(self, rows: int, seconds: float) -> None:
         """The reader took so long for so many rows, waiting for its own receivers included."""
-        self._measured_rows = self._measured_rows / 2 + rows
-        self._measured_seconds = self._measured_seconds / 2 + max(seconds, SECONDS_MIN)
-        worth = int(self._measured_rows / self._measured_seconds * CHANNEL_SECONDS_MAX)
-        self.rows_max = max(1, min(worth, CHANNEL_ROWS_MAX, self.rows_max * GROWTH_MAX))
+        self._pace.measure(rows, seconds)
 
     def close(self) -> None:
         """Drop what is held: the job has failed."""

@@ -6,7 +6,6 @@ transaction as the epoch's own record, so that results and progress can never di
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike

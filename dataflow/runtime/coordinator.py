@@ -55,7 +55,7 @@ class Coordinator:
     ) -> None:
         self.system, self.committer, self.interval_seconds, self.enough = system, committer, interval_seconds, enough
         self._lock: Mutex = system.scheduler.mutex()
-        self._job: Job
+        self._changed = system.scheduler.event()
         self._round: _Round | None = None
         self._ended: dict[int, object] = {}
         self._committed_ends: set[int] = set()
@@ -72,29 +72,32 @@ class Coordinator:
         with self._lock:
             assert self._round is not None and self._round.barrier.epoch == epoch, epoch
             self._round.prepared[id(sink)] = handle
-        self._job.changed.set()
+        self._changed.set()
 
     def ended(self, sink: SinkTask, handle: object) -> None:
         with self._lock:
             self._ended[id(sink)] = handle
-        self._job.changed.set()
+        self._changed.set()
+
+    def look(self) -> None:
+        """Something has changed: a worker has ended, or failed."""
+        self._changed.set()
 
     # ── called by the thread of `run` ──
 
     def stop(self) -> None:
         """Commit what is in flight and leave; may be called from a signal handler."""
         self.stop_asked = True
-        self._job.changed.set()
+        self._changed.set()
 
     def run(self, job: Job) -> None:
         """Until the job is over."""
-        self._job = job
         clock = self.system.clock
         due = clock.monotonic() + self.interval_seconds
         leave_at: float | None = None
         while not job.over:
-            job.changed.clear()
-            self._commit_if_complete()
+            self._changed.clear()
+            self._commit_if_complete(job)
             now = clock.monotonic()
             self.stop_asked = self.stop_asked or self.enough()
             if self.stop_asked and leave_at is None:
@@ -103,23 +106,23 @@ class Coordinator:
                 self.gave_up = True
                 return
             if self._round is None and (now >= due or (self.stop_asked and not self.stopped)):
-                self._begin()
+                self._begin(job)
                 due = now + self.interval_seconds
             if not job.over:
-                job.changed.wait(min(WAIT_SECONDS, max(due - clock.monotonic(), 0.001)))
+                self._changed.wait(min(WAIT_SECONDS, max(due - clock.monotonic(), 0.001)))
 
-    def _begin(self) -> None:
+    def _begin(self, job: Job) -> None:
         """Send a barrier through the job; one that stops, if that was asked for."""
         self.stopped = self.stop_asked
         barrier = Barrier(self._epoch, stop=self.stopped)
         self._round = _Round(barrier, {})
-        self._round.cut = self._job.begin_epoch(barrier)
+        self._round.cut = job.begin_epoch(barrier)
         self._epoch += 1
 
-    def _commit_if_complete(self) -> None:
+    def _commit_if_complete(self, job: Job) -> None:
         """Commit when every sink has prepared the epoch or has ended."""
         with self._lock:
-            sinks = self._job.sinks
+            sinks = job.sinks
             prepared = self._round.prepared if self._round is not None else {}
             all_ended = all(id(sink) in self._ended for sink in sinks)
             fresh_ends = {key: handle for key, handle in self._ended.items() if key not in self._committed_ends}
@@ -128,14 +131,14 @@ class Coordinator:
                 return
             cut = self._round.cut if self._round is not None else {}
             self._round = None
-        self._commit(prepared | fresh_ends, cut, all_ended)
+        self._commit(job, prepared | fresh_ends, cut, all_ended)
 
-    def _commit(self, handles: dict[int, object], cut: dict[str, dict[str, int]], all_ended: bool) -> None:
+    def _commit(self, job: Job, handles: dict[int, object], cut: dict[str, dict[str, int]], all_ended: bool) -> None:
         self._committed_ends |= self._ended.keys()
         finished = all_ended and not self.stopped
         self.epochs += 1
         self.committer.commit(Commit(self.epochs, tuple(handles.values()), cut, finished))
-        for sink in self._job.sinks:
+        for sink in job.sinks:
             if id(sink) in handles:
                 sink.commit()
-        self._job.wake()
+        job.wake()

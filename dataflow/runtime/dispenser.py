@@ -63,6 +63,17 @@ class Dispenser:
         """The units handed out so far of the partitions that have not ended."""
         return {self.names[p.number - self.partitions.start]: p.units for p in self._turns}
 
+    def barrier_inside(self, task: int) -> Barrier | None:
+        """A barrier that this task may take before its unit is done.
+
+        With one task, what it has handed on is a prefix of the input wherever it is cut. With several, a task in
+        the middle of a unit may be waited for; only a stop, after which nobody goes on, cuts there.
+        """
+        if self._given[task] == self._barrier.epoch or (len(self._given) > 1 and not self._barrier.stop):
+            return None
+        self._given[task] = self._barrier.epoch
+        return self._barrier
+
     def take(self, task: int) -> Unit | PartitionEnd | Barrier | End | None:
         """What a task does next; None when there is nothing to read now. Only this may run a source's iterator."""
         with self._lock:

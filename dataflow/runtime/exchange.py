@@ -34,9 +34,10 @@ class Edge(Receiver):
         from dataflow.state.keyed import row_hashes
 
         order, bounds = split_by_group(row_hashes([batch.columns[key] for key in self.keys]), len(self.channels))
+        sorted_batch = batch.take(order)
         for box, start, end in zip(self._boxes, bounds[:-1], bounds[1:], strict=True):
             if end > start:
-                box.append(batch.take(order[start:end]))
+                box.append(sorted_batch.slice(start, end - start))
 
     def on_watermark(self, time_us: int) -> None:
         self.send(Watermark(time_us))

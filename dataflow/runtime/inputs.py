@@ -14,10 +14,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from dataflow.message import TIME_MAX_US, TIME_MIN_US, Barrier, Batch, End, Message, Place, Progress, Watermark
-from dataflow.operators.base import ReadRequest, Rows, StreamType
-from dataflow.operators.windows.window_operator import DERIVED, event_time_us
-from dataflow.runtime.channel import Channel
+from dataflow.message import (
+    DERIVED,
+    TIME_MAX_US,
+    TIME_MIN_US,
+    Barrier,
+    Batch,
+    End,
+    Int64Array,
+    Message,
+    Place,
+    Progress,
+    Watermark,
+)
+from dataflow.operators.base import ReadRequest, Rows, StreamType, event_time_us
+from dataflow.runtime.channel import Channel, Pace
 from dataflow.runtime.dispenser import Dispenser, PartitionEnd, Unit
 
 
@@ -31,11 +42,15 @@ class SourceInput:
         self._ahead: Rows | None = None
         self._place = Place(0, 0, 0)
         self._progress_sent = -1
+        self._batch: Batch | None = None
+        self._pace = Pace(PACE_ROWS_MAX)
 
     def poll(self) -> Message | PartitionEnd | None:
         """The next message of this task; None when there is nothing to read now."""
-        if self._ahead is not None:
-            return self._next_batch()
+        if self._batch is None and self._ahead is not None:
+            self._batch = self._decoded()
+        if self._batch is not None:
+            return self._cut_or_slice(self._batch)
         if self._reading is not None:
             self._reading = None
             return self._progress(self._place.sequence + 1)
@@ -45,8 +60,28 @@ class SourceInput:
             self._reading = iter(taken.split.read())
             self._ahead = next(self._reading, None)
             assert self._ahead is not None, "a split has at least one Rows"
-            return self._next_batch()
+            self._batch = self._decoded()
+            return self._slice(self._batch)
         return self._progress(self.dispenser.sequence) if taken is None else taken
+
+    def _cut_or_slice(self, batch: Batch) -> Batch | Barrier:
+        """A barrier may come between the slices of a batch; one that stops leaves the other rows unread."""
+        barrier = self.dispenser.barrier_inside(self.task)
+        if barrier is None:
+            return self._slice(batch)
+        if barrier.stop:
+            self._batch = self._ahead = self._reading = None
+        return barrier
+
+    def _slice(self, batch: Batch) -> Batch:
+        """As many rows as the task is likely to hand on in half a second."""
+        if batch.num_rows <= self._pace.rows_max:
+            self._batch = None
+        else:
+            rows = self._pace.rows_max
+            self._batch, batch = batch.slice(rows, batch.num_rows - rows), batch.slice(0, rows)
+        self.rows_total += batch.num_rows
+        return batch
 
     def _progress(self, sequence: int) -> Progress | None:
         if sequence <= self._progress_sent:
@@ -54,7 +89,7 @@ class SourceInput:
         self._progress_sent = sequence
         return Progress(sequence)
 
-    def _next_batch(self) -> Batch:
+    def _decoded(self) -> Batch:
         assert self._reading is not None and self._ahead is not None
         rows, self._ahead = self._ahead, next(self._reading, None)
         last = self._ahead is None
@@ -63,13 +98,15 @@ class SourceInput:
         if self.positions:
             first = rows.first_position + (place.partition << POSITION_BITS)
             positions = np.arange(first, first + rows.num_rows, dtype=np.int64)
-        self.rows_total += rows.num_rows
         return Batch(rows.columns, rows.num_rows, place, None, positions)
 
     def consumed(self, rows: int, seconds: float) -> None:
-        """A source needs no measure of its task."""
+        """The task took so long for the rows of the last batch."""
+        self._pace.measure(rows, seconds)
 
 
+PACE_ROWS_MAX = 1 << 30
+"""A fast task gets its units whole."""
 POSITION_BITS = 46
 """A position in a partition takes the low bits (70 T rows or bytes), the partition's number the others."""
 
@@ -158,10 +195,10 @@ class OrderedInput(MergedInput):
                 made = self._take_controls(number)
                 if made is not None:
                     return made
-            if (number := self._ready(group)) is not None:
-                message = self.channels[number].poll()
+            if (ready := self._ready(group)) is not None:
+                message = self.channels[ready].poll()
                 assert isinstance(message, Batch)
-                self._last = number
+                self._last = ready
                 return message
         return None
 
@@ -233,8 +270,9 @@ class TimeOrderedInput(MergedInput):
         """Put the rows before the watermark in order; hold the others on."""
         if not self._held:
             return
+        for held in self._held:
+            event_time_us(held, self.kind.event_time)
         batch = concatenated(self._held)
-        assert self.kind.event_time is not None
         time_us = event_time_us(batch, self.kind.event_time)
         due = np.flatnonzero(time_us < watermark_us) if watermark_us < TIME_MAX_US else np.arange(batch.num_rows)
         self._held = [] if len(due) == batch.num_rows else [batch.take(np.flatnonzero(time_us >= watermark_us))]
@@ -245,14 +283,25 @@ class TimeOrderedInput(MergedInput):
             self._emitted += len(due)
             self._ready.append(ordered)
 
-    def _order(self, batch: Batch, time_us: np.ndarray, due: np.ndarray) -> np.ndarray:
+    def _order(self, batch: Batch, time_us: Int64Array, due: Int64Array) -> Int64Array:
         """The order of the due rows: by event time, then by the columns of the key."""
-        import pyarrow.compute as pc
+        keys = [batch.columns[name].take(pa.array(due)) for name in self.kind.order_keys or ()]
+        return canonical_order(time_us[due], keys)
 
-        keys = {"#time": pa.array(time_us[due])}
-        keys |= {name: batch.columns[name].take(pa.array(due)) for name in self.kind.order_keys or ()}
-        table = pa.table(keys)
-        return pc.sort_indices(table, sort_keys=[(name, "ascending") for name in keys]).to_numpy()
+
+def canonical_order(time_us: Int64Array, keys: Sequence[pa.Array]) -> Int64Array:
+    """The order by time, then by the keys (nulls last)."""
+    import pyarrow.compute as pc
+
+    if len(keys) == 1 and pa.types.is_integer(keys[0].type) and not keys[0].null_count:
+        values = keys[0].to_numpy()
+        one_time = time_us[0] == time_us[-1] and bool((time_us == time_us[0]).all())
+        # Keys of one time differ, so an unstable (and much faster) sort gives the same.
+        return np.argsort(values) if one_time else np.lexsort((values, time_us))
+    columns = {"time": pa.array(time_us)} | {f"key {number}": key for number, key in enumerate(keys)}
+    order = pc.sort_indices(pa.table(columns), sort_keys=[(name, "ascending") for name in columns])
+    found: Int64Array = order.to_numpy().astype(np.int64)
+    return found
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:
@@ -261,4 +310,6 @@ def concatenated(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     names = batches[0].columns
     columns = {name: pa.concat_arrays([batch.columns[name] for batch in batches]) for name in names}
-    return Batch(columns, sum(batch.num_rows for batch in batches), DERIVED)
+    made = Batch(columns, sum(batch.num_rows for batch in batches), DERIVED)
+    made.time_us = np.concatenate([batch.time_us for batch in batches if batch.time_us is not None])
+    return made

@@ -6,9 +6,9 @@ leave the last commit as it is, and reach the user with the line of the step tha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from dataflow.errors import DataflowError, Origin, RunError
@@ -34,10 +34,8 @@ from dataflow.runtime.ledger import SHOWN_MAX, UnreadRows, summed
 from dataflow.runtime.sink_task import Acks, SinkTask
 from dataflow.runtime.task import Input, Task
 from dataflow.runtime.worker import Worker
-from dataflow.system import Event, System, Thread
+from dataflow.system import System, Thread
 
-SWITCH_SECONDS = 1e-4
-"""Beside one spinning Python thread a columnar worker falls from 1,743 to 35 batches/s at the interpreter's default."""
 JOIN_SECONDS = 5.0
 """A worker in a call that does not return (a user's generator) is left behind after this long."""
 
@@ -53,11 +51,10 @@ class Failure:
 
 
 class Job:
-    """One run of a plan. `acks` hears of the sinks' epochs; `changed` is set when the coordinator should look."""
+    """One run of a plan. `acks` hears of the sinks' epochs."""
 
     def __init__(self, plan: Plan, system: System, *, name: str, store: object | None, acks: Acks) -> None:
         self.plan, self.system, self.name, self.store, self.acks = plan, system, name, store, acks
-        self.changed: Event = system.scheduler.event()
         self.failure: Failure | None = None
         self.counts: list[tuple[str, StepCounts]] = []
         self.unread: list[UnreadRows] = []
@@ -203,13 +200,12 @@ class Job:
 
     def start(self) -> None:
         self._threads = [
-            self.system.scheduler.start_thread(lambda worker=worker: self._run(worker), worker.name)
-            for worker in self.workers
+            self.system.scheduler.start_thread(partial(self._run, worker), worker.name) for worker in self.workers
         ]
 
     def _run(self, worker: Worker) -> None:
         worker.run()
-        self.changed.set()
+        self.acks.look()
 
     @property
     def over(self) -> bool:
@@ -230,12 +226,12 @@ class Job:
         """The first failure ends the job; called by a worker."""
         if self.failure is None:
             step, origin = _failed_step(error), None
-            if step is None and isinstance(task, SinkTask) or task.input in self.sources:
+            if (step is None and isinstance(task, SinkTask)) or task.input in self.sources:
                 step = step or self._end_of(task)
             origin = self._origins.get(step) if step else None
             self.failure = Failure(error, task.name, step, origin)
         self.halt()
-        self.changed.set()
+        self.acks.look()
 
     def _end_of(self, task: Task) -> str | None:
         """The step of a task without an operator in the failing call: its source or sink."""
@@ -390,15 +386,3 @@ def _failed_step(error: BaseException) -> str | None:
             step = owner.context.step
         trace = trace.tb_next
     return step
-
-
-class FastSwitching:
-    """Threads change hands more often during a run, so that a Python thread does not starve the columnar ones."""
-
-    def __enter__(self) -> None:
-        self._before = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._before, SWITCH_SECONDS))
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._before)
-

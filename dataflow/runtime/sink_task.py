@@ -7,23 +7,23 @@ slices of what it was seen to write in half a second, so that a signal is heard.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
 
 from dataflow.message import Barrier, Batch, End
 from dataflow.operators.base import Receiver, Sink, StepCounts
-from dataflow.runtime.channel import CHANNEL_SECONDS_MAX, ROWS_BEFORE_MEASURED
+from dataflow.runtime.channel import CHANNEL_ROWS_MAX, Pace
 from dataflow.runtime.task import Input, Task, TaskPhase
 from dataflow.system import Clock
 
 
 class Acks(Protocol):
-    """Who wants to know that a sink has prepared an epoch: the coordinator."""
+    """Who wants to know of sinks and workers: the coordinator."""
 
     def prepared(self, sink: SinkTask, epoch: int, handle: object) -> None: ...
     def ended(self, sink: SinkTask, handle: object) -> None: ...
+    def look(self) -> None: ...
 
 
 class SinkTask(Task):
@@ -90,7 +90,7 @@ class _Writer(Receiver):
     def __init__(self, sink: Sink, schema: pa.Schema, counts: StepCounts, clock: Clock) -> None:
         self.sink, self.schema, self.counts, self.clock = sink, schema, counts, clock
         self.waiting: deque[pa.RecordBatch] = deque()
-        self.rows_max = ROWS_BEFORE_MEASURED
+        self.pace = Pace(CHANNEL_ROWS_MAX)
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
@@ -103,18 +103,13 @@ class _Writer(Receiver):
         if not self.waiting:
             return False
         batch = self.waiting[0]
-        part = batch.slice(0, self.rows_max)
+        part = batch.slice(0, self.pace.rows_max)
         began = self.clock.monotonic()
         self.sink.write(part)
-        self._measure(part.num_rows, self.clock.monotonic() - began)
+        self.pace.measure(part.num_rows, self.clock.monotonic() - began)
         self.counts.passed += part.num_rows
         if part.num_rows == batch.num_rows:
             self.waiting.popleft()
         else:
             self.waiting[0] = batch.slice(part.num_rows)
         return True
-
-    def _measure(self, rows: int, seconds: float) -> None:
-        """Half a second's worth of rows, growing at most fourfold a time."""
-        worth = int(rows / max(seconds, 1e-9) * CHANNEL_SECONDS_MAX)
-        self.rows_max = max(1, min(worth, self.rows_max * 4 if rows >= self.rows_max else self.rows_max))

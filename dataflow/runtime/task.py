@@ -60,7 +60,7 @@ class Task:
             self.phase = TaskPhase.ENDED
             return True
         self._measure()
-        moved = any([operator.turn() for operator in self.operators])
+        moved = sum(operator.turn() for operator in self.operators) > 0
         if self._parked is not None:
             return self._unpark() or moved
         if not all(operator.settled for operator in self.operators) and self._holds_too_much():
@@ -99,6 +99,9 @@ class Task:
             self.root.on_partition_end(message.partition, message.units_total)
         else:
             self._parked, self.phase = message, TaskPhase.SETTLING
+            if isinstance(message, Barrier) and message.stop:
+                for operator in self.operators:
+                    operator.discard()
             self._unpark()
 
     def _unpark(self) -> bool:

@@ -42,7 +42,7 @@ class Worker:
                 continue
             try:
                 moved = task.turn() or moved
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # whatever ends a task ends the job, which raises it
                 self._failed(task, error)
                 return False
         return moved

@@ -243,9 +243,8 @@ _NO_RANKS: Int64Array = np.empty(0, dtype=np.int64)
 
 def has_numbers(kind: pa.DataType) -> bool:
     """Whether values of the type have a plain form as int64 or float64."""
-    return (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
-    )  # fmt: skip
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(numbers or pa.types.is_boolean(kind) or pa.types.is_temporal(kind))
 
 
 def _is_true(condition: pa.BooleanArray) -> BoolArray:

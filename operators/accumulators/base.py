@@ -56,12 +56,11 @@ class Accumulator:
         self.capacity = capacity
 
     def keep(self, kept: Int64Array) -> None:
-        """Slot i becomes what slot kept[i] was; the others are empty again."""
+        """Slot i becomes what slot kept[i] was; the others are empty again. `kept` ascends."""
         for name in self.arrays():
             array = getattr(self, name)
-            fresh = np.zeros_like(array)
-            fresh[: len(kept)] = array[kept]
-            setattr(self, name, fresh)
+            array[: len(kept)] = array[kept]
+            array[len(kept) :] = 0
 
     def update(self, rows: Rows) -> None:
         raise NotImplementedError

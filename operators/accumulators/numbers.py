@@ -14,7 +14,8 @@ from dataflow.operators.accumulators.base import Accumulator, Rows
 
 
 def _plain(column: pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False)
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values
 
 
 class Count(Accumulator):
@@ -63,15 +64,17 @@ class FloatSum(Accumulator):
         return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(3)] + [pa.array(self.met[slots])]
 
     def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        kernels.merge_floats(slots, *map(_plain, columns), self.sums, self.met)
+        high, low, number, met = map(_plain, columns)
+        kernels.merge_floats(slots, high, low, number, met, self.sums, self.met)
 
     def number(self, slots: Int64Array) -> Int64Array:
-        return self.sums[slots, 2].astype(np.int64)
+        number: Int64Array = self.sums[slots, 2].astype(np.int64)
+        return number
 
     def total(self, slots: Int64Array) -> Float64Array:
         """The sums, rounded once."""
         high, low, met = self.sums[slots, 0], self.sums[slots, 1], self.met[slots]
-        total = np.where(np.isfinite(low), high + low, high) + 0.0
+        total: Float64Array = np.where(np.isfinite(low), high + low, high) + 0.0
         total[met == kernels.PLUS_INF] = np.inf
         total[met == kernels.MINUS_INF] = -np.inf
         total[(met & kernels.NAN > 0) | (met & 6 == 6)] = np.nan
@@ -98,24 +101,29 @@ class IntSum(Accumulator):
         return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(3)]
 
     def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        kernels.merge_ints(slots, *map(_plain, columns), self.sums)
+        low, high, number = map(_plain, columns)
+        kernels.merge_ints(slots, low, high, number, self.sums)
 
     def number(self, slots: Int64Array) -> Int64Array:
-        return self.sums[slots, 2]
+        number: Int64Array = self.sums[slots, 2]
+        return number
 
     def too_large(self, slots: Int64Array) -> BoolArray:
         """Which sums do not fit into 64 bits."""
-        return self.sums[slots, 1] != self.sums[slots, 0] >> 63
+        wide: BoolArray = self.sums[slots, 1] != self.sums[slots, 0] >> 63
+        return wide
 
     def low(self, slots: Int64Array) -> Int64Array:
         """The sums, where they fit."""
-        return self.sums[slots, 0]
+        low: Int64Array = self.sums[slots, 0]
+        return low
 
     def total(self, slots: Int64Array) -> Float64Array:
         """The sums as floats, rounded once where they fit into 64 bits."""
         low, high = self.sums[slots, 0], self.sums[slots, 1]
         wide = high.astype(np.float64) * 2.0**64 + low.view(np.uint64).astype(np.float64)
-        return np.where(high == low >> 63, low.astype(np.float64), wide)
+        total: Float64Array = np.where(high == low >> 63, low.astype(np.float64), wide)
+        return total
 
 
 class Extreme(Accumulator):

@@ -27,8 +27,8 @@ class Values(Accumulator):
         slots, values = rows.slots, rows.plain
         if len(rows.valid):
             slots, values = slots[rows.valid], values[rows.valid]
-        self._slots.append(slots)
-        self._values.append(values.astype(np.float64))  # a copy: the batch's memory is not held
+        self._slots.append(slots.copy())  # the table uses that memory again, and the batch's is not to be held
+        self._values.append(values.astype(np.float64))
 
     def keep(self, kept: Int64Array) -> None:
         slots, values = self._joined()

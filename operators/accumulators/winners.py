@@ -68,9 +68,7 @@ class Winner(Accumulator):
         ranks = rows.ranks if self.by_rank else np.zeros(len(rows.slots), dtype=np.int64)
         self._offer(rows.slots, ranks, rows.order, rows.valid, rows.values)
 
-    def _offer(
-        self, slots: Int64Array, ranks: Int64Array, order: RowOrder, valid: BoolArray, values: pa.Array
-    ) -> None:
+    def _offer(self, slots: Int64Array, ranks: Int64Array, order: RowOrder, valid: BoolArray, values: pa.Array) -> None:
         touched = np.empty(len(slots), dtype=np.int64)
         number = kernels.winners(
             slots, ranks, *order, valid, self.flip_rank, self.flip_order, self.best, self.rows, touched
@@ -135,9 +133,7 @@ class ArrowWinner(Accumulator):
         self.references[won] = self.values.append(values.filter(mask)) + 1
         self._tidy()
 
-    def _best_rows(
-        self, slots: Int64Array, ranks: pa.Array, time_us: Int64Array, positions: Int64Array
-    ) -> Int64Array:
+    def _best_rows(self, slots: Int64Array, ranks: pa.Array, time_us: Int64Array, positions: Int64Array) -> Int64Array:
         """The row that wins in each slot, among these."""
         import pyarrow.compute as pc
 
@@ -146,7 +142,8 @@ class ArrowWinner(Accumulator):
         keys = [("slot", "ascending"), ("rank", direction), ("time", "ascending"), ("position", "ascending")]
         order = pc.sort_indices(table, sort_keys=keys).to_numpy().astype(np.int64)
         sorted_slots = slots[order]
-        return order[np.append(True, sorted_slots[1:] != sorted_slots[:-1])[: len(order)]]
+        best: Int64Array = order[np.append(True, sorted_slots[1:] != sorted_slots[:-1])[: len(order)]]
+        return best
 
     def _beats(self, slots: Int64Array, ranks: pa.Array, time_us: Int64Array, positions: Int64Array) -> BoolArray:
         import pyarrow.compute as pc
@@ -156,7 +153,7 @@ class ArrowWinner(Accumulator):
         better = pc.greater(ranks, known) if self.largest else pc.less(ranks, known)
         equal = pc.equal(ranks, known).fill_null(False).to_numpy(zero_copy_only=False)
         earlier = (time_us < self.times[slots]) | ((time_us == self.times[slots]) & (positions < self.positions[slots]))
-        wins = better.fill_null(True).to_numpy(zero_copy_only=False) | (equal & earlier)
+        wins: BoolArray = better.fill_null(True).to_numpy(zero_copy_only=False) | (equal & earlier)
         return wins | (references < 0)
 
     def _tidy(self) -> None:

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from dataflow.aggregates import Aggregate
 from dataflow.errors import NameNotFoundError, PlanError
-from dataflow.event_time import format_duration, from_us, to_us
+from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
-from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array, Place
+from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
 from dataflow.operators.base import (
     EventTime,
@@ -30,6 +30,7 @@ from dataflow.operators.base import (
     OperatorSpec,
     StreamType,
     error_type,
+    event_time_us,
     send_errors,
 )
 from dataflow.operators.stateless import require_column
@@ -44,8 +45,6 @@ POSITION = "#position"
 PARTIAL_GROUPS_MAX = 1 << 18
 """Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
 its table must stay in the cache."""
-DERIVED = Place(partition=-1, unit=0, sequence=0)
-"""The place of rows that a keyed step made: they belong to no partition of a source."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +121,6 @@ def window_time_type(source: StreamType) -> pa.DataType:
     assert source.event_time is not None
     kind = source.schema.field(source.event_time.column).type
     return pa.timestamp("us", tz=getattr(kind, "tz", None))
-
-
-def event_time_us(batch: Batch, event_time: EventTime) -> Int64Array:
-    """The event time of each row of a batch that passed a watermark (no nulls)."""
-    if batch.time_us is None:
-        batch.time_us = to_us(batch.columns[event_time.column])[0]
-    return batch.time_us - event_time.minus_us if event_time.minus_us else batch.time_us
 
 
 def final_us(window: Window, panes: Int64Array, lateness_us: int) -> Int64Array:
@@ -242,7 +234,9 @@ class PartialAggregate(Operator):
 
     def on_batch(self, batch: Batch) -> None:
         slots = self.groups.slots_of(batch)
-        self.groups.state.update(slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order))
+        self.groups.state.update(
+            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
+        )
         self.counts.folded += batch.num_rows
         if self.groups.groups.count > PARTIAL_GROUPS_MAX:
             self._emit(self.groups.groups.live_slots())
@@ -298,12 +292,14 @@ class CloseWindows(Operator):
             return
         panes = self.groups.groups.panes[slots]
         finished = self.groups.state.finish(slots)
+        end_us = self.groups.window.end_us(panes)
         columns = {
             "window_start": from_us(self.groups.window.start_us(panes), self.time_type),
-            "window_end": from_us(self.groups.window.end_us(panes), self.time_type),
+            "window_end": from_us(end_us, self.time_type),
             **dict(zip(self.groups.by, self.groups.groups.keys(slots), strict=True)),
         }
         result = Batch(columns | dict(zip(self.names, finished.columns, strict=True)), len(slots), DERIVED)
+        result.time_us = end_us - 1
         self.groups.release(slots)
         if finished.bad:
             result = self._without_bad(result, finished.bad)
@@ -344,7 +340,7 @@ class RowAggregate(CloseWindows):
 
     def on_batch(self, batch: Batch) -> None:
         slots = self.groups.slots_of(batch)
-        self.groups.state.update(slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order))
+        self.groups.state.update(
+            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
+        )
         self.counts.folded += batch.num_rows
-
-
