@@ -116,7 +116,9 @@ class IntIndex:
         return self._table.find(values, np.zeros(len(values), dtype=np.int64))
 
     def values(self, ids: Int64Array) -> Int64Array:
-        return self._table.codes[ids]
+        """The values with these ids; anything for -1."""
+        known = self._table.codes if self._table.count else np.zeros(1, dtype=np.int64)
+        return known[ids]
 
 
 class TextIndex:
