@@ -25,6 +25,8 @@ GROUPS_MIN = 1_024
 """Room for groups at the start, and the least number of dead ones that is worth a clean-up."""
 TABLE_SPARSENESS = 2
 """Places in a table for each group that it may hold: more would mean fewer collisions, but miss the cache."""
+BLOCK_ROWS = 2_048
+"""Rows that are looked up together: what is written about them stays in the first-level cache."""
 _CANONICAL_NAN = np.int64(0x7FF8000000000000)
 
 
@@ -271,7 +273,8 @@ class Table:
     def __init__(self) -> None:
         self._next = 1
         self._make_room(GROUPS_MIN)
-        self._slots = self._missed = np.empty(0, dtype=np.int64)
+        self._slots = np.empty(0, dtype=np.int64)
+        self._missed = np.empty(BLOCK_ROWS, dtype=np.int64)
 
     def _make_room(self, room: int) -> None:
         self._codes, self._panes = np.empty(room + 1, dtype=np.int64), np.empty(room + 1, dtype=np.int64)
@@ -293,8 +296,8 @@ class Table:
 
     def find(self, codes: Int64Array, panes: Int64Array) -> Int64Array:
         """The slot of each pair, good until the next call; new pairs get the next ones."""
-        if len(self._missed) <= len(codes):
-            self._slots, self._missed = np.empty(len(codes), dtype=np.int64), np.empty(len(codes) + 1, dtype=np.int64)
+        if len(self._slots) < len(codes):
+            self._slots = np.empty(len(codes), dtype=np.int64)
         slots = self._slots[: len(codes)]
         row = 0
         while True:

@@ -52,39 +52,41 @@ def find_groups(
     """The slot of each row's (code, pane), new ones numbered on from `count`; returns the row reached and the count.
 
     Inside, groups are numbered from 1, and `group_*[0]` is a group that no row has. First each row's home is looked
-    at without a branch, which would be mispredicted for every collision; the rows that missed are probed after.
+    at without a branch, which would be mispredicted for every collision; the rows that missed are probed after, a
+    block (as many rows as `missed` holds) at a time, so that what passes between the two loops stays in the cache.
     """
     mask = len(table) - 1
     shift = _shift(len(table))
     room = len(group_codes)
-    misses = np.uint64(0)
-    for row in range(start, len(codes)):
-        code = codes[row]
-        pane = panes[row]
-        slot = np.uint64(table[_home(code, pane, shift)])
-        slots[row] = np.int64(slot) - 1
-        missed[misses] = row
-        misses += np.uint64((group_codes[slot] != code) | (group_panes[slot] != pane))
-    for miss in range(misses):
-        row = missed[miss]
-        code = codes[row]
-        pane = panes[row]
-        at = np.int64(_home(code, pane, shift))
-        while True:
-            found = np.int64(table[at])
-            if found == 0:
-                if count == room:
-                    return row, count
-                table[at] = count
-                group_codes[count] = code
-                group_panes[count] = pane
-                found = np.int64(count)
-                count += 1
-                break
-            if group_codes[found] == code and group_panes[found] == pane:
-                break
-            at = (at + 1) & mask
-        slots[row] = found - 1
+    for block in range(start, len(codes), len(missed)):
+        misses = np.uint64(0)
+        for row in range(block, min(block + len(missed), len(codes))):
+            code = codes[row]
+            pane = panes[row]
+            slot = np.uint64(table[_home(code, pane, shift)])
+            slots[row] = np.int64(slot) - 1
+            missed[misses] = row
+            misses += np.uint64((group_codes[slot] != code) | (group_panes[slot] != pane))
+        for miss in range(misses):
+            row = missed[miss]
+            code = codes[row]
+            pane = panes[row]
+            at = np.int64(_home(code, pane, shift))
+            while True:
+                found = np.int64(table[at])
+                if found == 0:
+                    if count == room:
+                        return row, count
+                    table[at] = count
+                    group_codes[count] = code
+                    group_panes[count] = pane
+                    found = np.int64(count)
+                    count += 1
+                    break
+                if group_codes[found] == code and group_panes[found] == pane:
+                    break
+                at = (at + 1) & mask
+            slots[row] = found - 1
     return len(codes), count
 
 

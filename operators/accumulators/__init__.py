@@ -227,10 +227,10 @@ class AggregateState:
                 bad.append(Bad(failed, "DF0302", f"the sum `{result.told}` does not fit into 64 bits"))
         return Finished(columns, tuple(bad))
 
-    def keep(self, kept: Int64Array) -> None:
-        """Slot i is from now on what slot kept[i] was."""
+    def keep(self, kept: Int64Array, count: int) -> None:
+        """Slot i is from now on what slot kept[i] was; there were `count`."""
         for one in self._accumulators:
-            one.keep(kept)
+            one.keep(kept, count)
 
     @property
     def nbytes(self) -> int:

@@ -55,12 +55,12 @@ class Accumulator:
             setattr(self, name, grown)
         self.capacity = capacity
 
-    def keep(self, kept: Int64Array) -> None:
-        """Slot i becomes what slot kept[i] was; the others are empty again. `kept` ascends."""
+    def keep(self, kept: Int64Array, count: int) -> None:
+        """Slot i becomes what slot kept[i] was; the others below `count` are empty again. `kept` ascends."""
         for name in self.arrays():
             array = getattr(self, name)
             array[: len(kept)] = array[kept]
-            array[len(kept) :] = 0
+            array[len(kept) : count] = 0
 
     def update(self, rows: Rows) -> None:
         raise NotImplementedError

@@ -30,7 +30,7 @@ class Values(Accumulator):
         self._slots.append(slots.copy())  # the table uses that memory again, and the batch's is not to be held
         self._values.append(values.astype(np.float64))
 
-    def keep(self, kept: Int64Array) -> None:
+    def keep(self, kept: Int64Array, count: int) -> None:
         slots, values = self._joined()
         new = np.full(max(int(slots.max(initial=-1)), int(kept.max(initial=-1))) + 1, -1, dtype=np.int64)
         new[kept] = np.arange(len(kept))

@@ -217,9 +217,10 @@ class WindowGroups:
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
+        count = self.groups.count
         kept = self.groups.release(slots)
         if kept is not None:
-            self.state.keep(kept)
+            self.state.keep(kept, count)
 
 
 class PartialAggregate(Operator):
