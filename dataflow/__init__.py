@@ -14,37 +14,49 @@ never depends on timing. Everything public is here:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dataflow.aggregates import Aggregate, count, first, last, max, max_by, mean, min, min_by, quantile, sum
-from dataflow.api import (
-    Stream,
-    StreamSink,
-    WindowedStream,
-    from_arrow,
-    from_rows,
-    read,
-    read_csv,
-    read_parquet,
-    read_topic,
-    tumbling,
-)
-from dataflow.errors import (
-    ConnectorError,
-    DataflowError,
-    NameNotFoundError,
-    Origin,
-    PlanError,
-    ProgramError,
-    RunError,
-    StoreError,
-    TypeMismatchError,
-)
-from dataflow.expr import Expr, coalesce, col, duration, lit, when
-from dataflow.operators.base import EndOfInput, Idle, Sink, Source, SourceReader
-from dataflow.pipeline import Pipeline, RunResult
-
 if TYPE_CHECKING:
+    from dataflow.aggregates import (
+        Aggregate,
+        count,
+        first,
+        last,
+        max,
+        max_by,
+        mean,
+        min,
+        min_by,
+        quantile,
+        sum,
+    )
+    from dataflow.api import (
+        Stream,
+        StreamSink,
+        WindowedStream,
+        from_arrow,
+        from_rows,
+        read,
+        read_csv,
+        read_parquet,
+        read_topic,
+        tumbling,
+    )
+    from dataflow.errors import (
+        ConnectorError,
+        DataflowError,
+        NameNotFoundError,
+        Origin,
+        PlanError,
+        ProgramError,
+        RunError,
+        StoreError,
+        TypeMismatchError,
+    )
+    from dataflow.expr import Expr, coalesce, col, duration, lit, when
+    from dataflow.operators.base import EndOfInput, Idle, Sink, Source, SourceReader
+    from dataflow.pipeline import Pipeline, RunResult
     from dataflow.state.store import Store
 
 __version__ = "0.1.0"
@@ -96,11 +108,60 @@ __all__ = [
     "when",
 ]
 
+_MODULES = {
+    "dataflow.aggregates": (
+        "Aggregate",
+        "count",
+        "first",
+        "last",
+        "max",
+        "max_by",
+        "mean",
+        "min",
+        "min_by",
+        "quantile",
+        "sum",
+    ),
+    "dataflow.api": (
+        "Stream",
+        "StreamSink",
+        "WindowedStream",
+        "from_arrow",
+        "from_rows",
+        "read",
+        "read_csv",
+        "read_parquet",
+        "read_topic",
+        "tumbling",
+    ),
+    "dataflow.errors": (
+        "ConnectorError",
+        "DataflowError",
+        "NameNotFoundError",
+        "Origin",
+        "PlanError",
+        "ProgramError",
+        "RunError",
+        "StoreError",
+        "TypeMismatchError",
+    ),
+    "dataflow.expr": ("Expr", "coalesce", "col", "duration", "lit", "when"),
+    "dataflow.operators.base": ("EndOfInput", "Idle", "Sink", "Source", "SourceReader"),
+    "dataflow.pipeline": ("Pipeline", "RunResult"),
+    "dataflow.state.store": ("Store",),
+}
+"""Where the public names live. They are loaded when they are asked for: `import dataflow` costs next to nothing."""
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> object:
-    """`flow.Store` loads SQLite only when it is used."""
-    if name == "Store":
-        from dataflow.state.store import Store
+    """Load a public name at its first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = found
+    return found
 
-        return Store
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ stop the clock, lose what was not synced, record every write, or repeat a run fr
 keep the interface as small as what the engine really does: whole files that only grow, plus SQLite, whose own
 reads and writes come through here by the VFS named by `Disk.vfs_name`.
 
+>>> from dataflow.system import SimulatedSystem
 >>> system = SimulatedSystem(seed=4)
 >>> system.scheduler.sleep(2.5)
 >>> system.clock.monotonic()
@@ -12,6 +13,9 @@ reads and writes come through here by the VFS named by `Disk.vfs_name`.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from dataflow.system.contract import (
     AppendFile,
@@ -28,19 +32,21 @@ from dataflow.system.contract import (
     Thread,
 )
 from dataflow.system.real import RealSystem
-from dataflow.system.recording import (
-    Create,
-    MakeDir,
-    Operation,
-    RecordingSystem,
-    Remove,
-    Rename,
-    Sync,
-    SyncDir,
-    Truncate,
-    Write,
-)
-from dataflow.system.simulated import SimulatedSystem
+
+if TYPE_CHECKING:
+    from dataflow.system.recording import (
+        Create,
+        MakeDir,
+        Operation,
+        RecordingSystem,
+        Remove,
+        Rename,
+        Sync,
+        SyncDir,
+        Truncate,
+        Write,
+    )
+    from dataflow.system.simulated import SimulatedSystem
 
 __all__ = [
     "AppendFile",
@@ -68,3 +74,11 @@ __all__ = [
     "Truncate",
     "Write",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Recording and simulation are loaded when somebody asks for them: a plain run never does."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "simulated" if name == "SimulatedSystem" else "recording"
+    return getattr(import_module(f"dataflow.system.{module}"), name)
