@@ -64,6 +64,20 @@ class ReadRequest:
     system: System
     store: object | None = None
     """The run's store, for topics read without one of their own."""
+    unit_rows: Callable[[], int] = lambda: UNIT_ROWS
+    """How many rows a split should have now, where the source may choose: fewer under a slow sink, so that an epoch,
+    which ends between splits, can end in time."""
+
+
+def paced(rows: int, request: ReadRequest) -> Iterator[tuple[int, int]]:
+    """Cut so many rows into splits of the size that the run wants now: start and length; one even for no rows."""
+    start = 0
+    while True:
+        length = min(request.unit_rows(), rows - start)
+        yield start, length
+        start += length
+        if start >= rows:
+            return
 
 
 class SplitSource(Protocol):

@@ -55,6 +55,11 @@ class Channel:
 
     # ── the writer's side ──
 
+    @property
+    def rows_max(self) -> int | None:
+        """How many rows the reader takes in half a second; None before there was anything to take."""
+        return self._pace.rows_max if self._rows_in else None
+
     def room_for(self, batch: Batch) -> int:
         """How many rows of the batch fit now; 0 means: keep it and yield."""
         rows_held = self._rows_in - self._rows_out

@@ -54,6 +54,12 @@ class Edge(Receiver):
             else:
                 box.append(message)
 
+    @property
+    def rows_max(self) -> int | None:
+        """How many rows the slowest receiver takes in half a second; None while nothing is known."""
+        known = [rows for channel in self.channels if (rows := channel.rows_max) is not None]
+        return min(known) if known else None
+
     def flush(self) -> bool:
         """Move what fits into the channels; true when nothing is left."""
         empty = True

@@ -44,6 +44,7 @@ class SourceInput:
         self._progress_sent = -1
         self._batch: Batch | None = None
         self._pace = Pace(PACE_ROWS_MAX)
+        self._limit = PACE_ROWS_MAX
 
     def poll(self) -> Message | PartitionEnd | None:
         """The next message of this task; None when there is nothing to read now."""
@@ -73,12 +74,20 @@ class SourceInput:
             self._batch = self._ahead = self._reading = None
         return barrier
 
+    @property
+    def slice_rows(self) -> int:
+        """As many rows as the task, and the slowest of its receivers, are likely to take in half a second."""
+        return min(self._pace.rows_max, self._limit)
+
+    def limit(self, rows: int) -> None:
+        """The task's receivers take so many rows in half a second."""
+        self._limit = rows
+
     def _slice(self, batch: Batch) -> Batch:
-        """As many rows as the task is likely to hand on in half a second."""
-        if batch.num_rows <= self._pace.rows_max:
+        rows = self.slice_rows
+        if batch.num_rows <= rows:
             self._batch = None
         else:
-            rows = self._pace.rows_max
             self._batch, batch = batch.slice(rows, batch.num_rows - rows), batch.slice(0, rows)
         self.rows_total += batch.num_rows
         return batch
@@ -174,6 +183,9 @@ class MergedInput:
     def consumed(self, rows: int, seconds: float) -> None:
         """The task took so long for the rows of the last batch."""
         self.channels[self._last].consumed(rows, seconds)
+
+    def limit(self, rows: int) -> None:
+        """Channels are bounded by themselves."""
 
 
 class OrderedInput(MergedInput):

@@ -15,6 +15,7 @@ from dataflow.errors import DataflowError, Origin, RunError
 from dataflow.graph.nodes import Node
 from dataflow.message import Barrier, Batch
 from dataflow.operators.base import (
+    UNIT_ROWS,
     Operator,
     OperatorContext,
     ReadRequest,
@@ -64,6 +65,7 @@ class Job:
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._shared: dict[object, object] = {}
+        self._readers: dict[int, list[SourceInput]] = {}
         self._origins = {node.label: node.origin for node in plan.nodes}
         self._build()
 
@@ -126,7 +128,14 @@ class Job:
         return cast(SourceSpec, cast(Node, stage.source).spec)
 
     def _request(self, stage: StagePlan) -> ReadRequest:
-        return ReadRequest(stage.columns, stage.dictionary, self.system, self.store)
+        tasks = self._readers.setdefault(stage.number, [])
+        return ReadRequest(
+            stage.columns,
+            stage.dictionary,
+            self.system,
+            self.store,
+            lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
+        )
 
     def _task(
         self,
@@ -150,6 +159,7 @@ class Job:
         if stage.source is not None:
             source = SourceInput(dispensers[stage.number], self._request(stage), number, stage.positions)
             self.sources.append(source)
+            self._readers[stage.number].append(source)
             return source
         channels = [to[number] for edge in incoming for to in edge]
         if stage.order is Order.TIME:

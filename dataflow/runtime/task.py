@@ -22,6 +22,7 @@ class Input(Protocol):
 
     def poll(self) -> Message | PartitionEnd | None: ...
     def consumed(self, rows: int, seconds: float) -> None: ...
+    def limit(self, rows: int) -> None: ...
 
 
 class TaskPhase(Enum):
@@ -65,12 +66,17 @@ class Task:
             return self._unpark() or moved
         if not all(operator.settled for operator in self.operators) and self._holds_too_much():
             return moved
+        self.input.limit(self._rows_max())
         message = self.input.poll()
         if message is None:
             return moved
         self._handle(message)
         self._flushed()
         return True
+
+    def _rows_max(self) -> int:
+        """More rows than the slowest receiver takes would only keep a barrier waiting behind them."""
+        return min((rows for edge in self.edges if (rows := edge.rows_max) is not None), default=ROWS_UNLIMITED)
 
     def _holds_too_much(self) -> bool:
         return sum(operator.held_batches for operator in self.operators) >= HELD_BATCHES_MAX
@@ -133,5 +139,6 @@ class Task:
         """Nothing more will come."""
 
 
+ROWS_UNLIMITED = 1 << 40
 HELD_BATCHES_MAX = 4
 """Decoded batches that may wait for an earlier unit of another task: a little more than one each is enough."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import UNIT_ROWS, EndOfInput, Idle, ReadRequest, Source, SourceReader
+from dataflow.operators.base import EndOfInput, Idle, ReadRequest, Source, SourceReader, paced
 from dataflow.operators.sources.arrow import ArrowSplit, asked_types
 from dataflow.schema import plain_schema, to_schema, type_name
 from dataflow.system import System
@@ -52,13 +52,13 @@ class UserSource:
             )
         types = asked_types(self._schema, request)
         first = 0
-        while not isinstance(found := reader.read(UNIT_ROWS), EndOfInput):
+        while not isinstance(found := reader.read(request.unit_rows()), EndOfInput):
             if isinstance(found, Idle):
                 yield found
                 continue
             self._check(found)
-            for start in range(0, max(found.num_rows, 1), UNIT_ROWS):
-                part = found.slice(start, UNIT_ROWS)
+            for start, length in paced(found.num_rows, request):
+                part = found.slice(start, length)
                 yield ArrowSplit(part, types, first)
                 first += part.num_rows
 

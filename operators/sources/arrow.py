@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataflow.errors import ConnectorError, NameNotFoundError, TypeMismatchError
 from dataflow.message import plain
-from dataflow.operators.base import UNIT_ROWS, ReadRequest, Rows
+from dataflow.operators.base import ReadRequest, Rows, paced
 from dataflow.schema import plain_schema
 from dataflow.system import System
 
@@ -47,8 +47,8 @@ class ArrowSource:
         first = 0
         types = asked_types(self.schema(request.system), request)
         for batch in self._batches(request.columns):
-            for start in range(0, max(batch.num_rows, 1), UNIT_ROWS):
-                part = batch.slice(start, UNIT_ROWS)
+            for start, length in paced(batch.num_rows, request):
+                part = batch.slice(start, length)
                 yield ArrowSplit(part, types, first)
                 first += part.num_rows
 

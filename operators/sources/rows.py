@@ -7,14 +7,14 @@ fit is converted again value by value, until the first that fails is known.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import UNIT_ROWS, ReadRequest
+from dataflow.operators.base import ReadRequest, paced
 from dataflow.operators.sources.arrow import ArrowSplit
 from dataflow.schema import to_schema, type_name
 from dataflow.system import System
@@ -55,7 +55,7 @@ class RowsSource:
     def splits(self, partition: int, request: ReadRequest) -> Iterator[ArrowSplit]:
         first = 0
         types = {name: self._schema.field(name).type for name in request.columns}
-        for rows in self._batches(request.system.clock.monotonic):
+        for rows in self._batches(request):
             yield ArrowSplit(self._batch(rows, first), types, first)
             first += len(rows)
 
@@ -64,15 +64,16 @@ class RowsSource:
 
     # ── batches ──
 
-    def _batches(self, now: Callable[[], float]) -> Iterator[Sequence[Any]]:
+    def _batches(self, request: ReadRequest) -> Iterator[Sequence[Any]]:
         if isinstance(self.rows, Sequence):
-            for start in range(0, len(self.rows), UNIT_ROWS):
-                yield self.rows[start : start + UNIT_ROWS]
+            for start, length in paced(len(self.rows), request):
+                if length:
+                    yield self.rows[start : start + length]
             return
         rows = iter(self.rows)
         if rows is self.rows:
             self._require_unread()
-        yield from _held(rows, now)
+        yield from _held(rows, request)
 
     def _require_unread(self) -> None:
         if self._is_read:
@@ -153,15 +154,16 @@ class RowsSource:
         return pa.schema([(name, _inferred_type(name, values)) for name, values in columns.items()])
 
 
-def _held(rows: Iterator[Any], now: Callable[[], float]) -> Iterator[list[Any]]:
+def _held(rows: Iterator[Any], request: ReadRequest) -> Iterator[list[Any]]:
     """Batches of what comes within `HOLD_SECONDS`. A row that was slow to come is not held for the next one."""
+    now = request.system.clock.monotonic
     asked_at = now()
     for row in rows:
         batch, came_at = [row], now()
         if came_at - asked_at < HOLD_SECONDS:
             for another in rows:
                 batch.append(another)
-                if len(batch) >= UNIT_ROWS or now() - came_at >= HOLD_SECONDS:
+                if len(batch) >= request.unit_rows() or now() - came_at >= HOLD_SECONDS:
                     break
         yield batch
         asked_at = now()
