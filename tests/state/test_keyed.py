@@ -1,0 +1,129 @@
+"""Keys become dense slots, whatever their type and however the batches come; the hash is the documented one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataflow.state.keyed import GROUPS_MIN, Groups, row_hashes
+
+KEYS = [
+    [pa.int64()],
+    [pa.int32()],
+    [pa.string()],
+    [pa.float64()],
+    [pa.bool_()],
+    [pa.timestamp("ns")],
+    [pa.decimal128(25, 2)],
+    [pa.uint64()],
+    [pa.int64(), pa.string()],
+    [pa.string(), pa.float64(), pa.bool_()],
+]
+
+
+def panes(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=np.int64)
+
+
+def pairs(columns: Sequence[pa.Array]) -> list[tuple[object, ...]]:
+    return list(zip(*[column.to_pylist() for column in columns], strict=True))
+
+
+@pytest.mark.parametrize("types", KEYS, ids=str)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_equal_keys_share_a_slot_and_others_do_not(types: list[pa.DataType], data: st.DataObject) -> None:
+    groups = Groups(types)
+    known: dict[tuple[object, ...], int] = {}
+    for _ in range(3):
+        rows = data.draw(st.lists(st.tuples(*[st.none() | st.integers(0, 3) for _ in types]), max_size=8))
+        raw = [pa.array([row[n] for row in rows], pa.int64()) for n in range(len(types))]
+        columns = [_as_type(column, kind) for column, kind in zip(raw, types, strict=True)]
+        numbers = data.draw(st.lists(st.integers(-2, 2), min_size=len(rows), max_size=len(rows)))
+        slots = groups.slots(columns, panes(*numbers)).tolist()
+        for row, pane, slot in zip(rows, numbers, slots, strict=True):
+            key = (
+                *(bool(v) if kind == pa.bool_() and v is not None else v for v, kind in zip(row, types, strict=True)),
+            )
+            assert known.setdefault((*key, pane), slot) == slot
+        assert len(set(known.values())) == len(known) == groups.count
+        back = groups.keys(np.array(slots, dtype=np.int64))
+        assert all(one.equals(other) for one, other in zip(back, columns, strict=True))
+
+
+def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        return column.cast(kind)
+    return column.cast(pa.bool_()) if pa.types.is_boolean(kind) else column.cast(kind)
+
+
+def test_null_nan_and_minus_zero_are_groups_as_documented() -> None:
+    groups = Groups([pa.float64()])
+    column = pa.array([0.0, -0.0, float("nan"), -float("nan"), None, None])
+    slots = groups.slots([column], panes(0, 0, 0, 0, 0, 0)).tolist()
+    assert slots[0] == slots[1] and slots[2] == slots[3] and slots[4] == slots[5] and len(set(slots)) == 3
+
+
+def test_the_first_null_changes_no_slot_that_was_given() -> None:
+    groups = Groups([pa.int64()])
+    first = groups.slots([pa.array([7, -(2**63), 2**63 - 1])], panes(0, 0, 0)).tolist()
+    groups.slots([pa.array([None, 7])], panes(0, 0))
+    again = groups.slots([pa.array([7, -(2**63), 2**63 - 1])], panes(0, 0, 0)).tolist()
+    assert first == again
+
+
+def test_ints_too_large_to_be_joined_are_still_told_apart() -> None:
+    groups = Groups([pa.int64(), pa.int64()])
+    small = groups.slots([pa.array([1, 2]), pa.array([1, 1])], panes(0, 0)).tolist()
+    large = groups.slots([pa.array([2**40, 1]), pa.array([-(2**50), 1])], panes(0, 0)).tolist()
+    assert small[0] == large[1] and len({*small, *large}) == 3
+
+
+def test_a_dictionary_and_plain_text_are_the_same_key() -> None:
+    groups = Groups([pa.string()])
+    text = pa.array(["b", None, "a", "b", "", "é"])
+    plain = groups.slots([text], panes(*[0] * 6)).tolist()
+    assert groups.slots([text.dictionary_encode()], panes(*[0] * 6)).tolist() == plain
+    assert groups.slots([text.slice(2)], panes(*[0] * 4)).tolist() == plain[2:]
+
+
+@pytest.mark.parametrize("types", [[pa.int64()], [pa.string()], [pa.int64(), pa.string(), pa.int32()]], ids=str)
+def test_memory_follows_the_live_groups_when_no_key_comes_back(types: list[pa.DataType]) -> None:
+    groups = Groups(types)
+    for turn in range(40):
+        numbers = pa.array(np.arange(turn * 1000, (turn + 1) * 1000))
+        slots = groups.slots([numbers.cast(kind) for kind in types], np.full(1000, turn)).copy()
+        assert pairs(groups.keys(slots)) == pairs([numbers.cast(kind) for kind in types])
+        groups.release(slots)
+        assert groups.count <= 4 * GROUPS_MIN
+    assert not len(groups.live_slots())
+
+
+def test_a_clean_up_says_which_slots_are_left() -> None:
+    groups = Groups([pa.string()])
+    kept_keys = [f"stays {n}" for n in range(10)]
+    slots = groups.slots([pa.array(kept_keys + [f"goes {n}" for n in range(3000)])], np.zeros(3010, np.int64)).copy()
+    kept = groups.release(slots[10:])
+    assert kept is not None and kept.tolist() == slots[:10].tolist()
+    assert groups.keys(groups.live_slots())[0].to_pylist() == kept_keys
+
+
+@given(st.lists(st.binary(max_size=100), min_size=1))
+def test_the_hash_of_bytes_is_xxh64(values: list[bytes]) -> None:
+    assert row_hashes([pa.array(values)]).tolist() == [xxhash.xxh64_intdigest(value) for value in values]
+
+
+def test_the_hash_is_the_one_in_format_md() -> None:
+    assert row_hashes([pa.array([1])])[0] == 0x9F29CB17A2A49995
+    assert row_hashes([pa.array([-0.0])])[0] == 0x34C96ACDCADB1BBB
+    assert row_hashes([pa.array([float("nan")])])[0] == 0xE9ADB09FEE122AAC
+    assert row_hashes([pa.array([None], pa.string())])[0] == 0xB4AD8A2A3728B057
+    assert row_hashes([pa.array(["a"]), pa.array([None], pa.int64())])[0] == 0x2F182264975E9E33
+    assert row_hashes([pa.array([10]), pa.array(["JFK"]).dictionary_encode(), pa.array([1.5])])[0] == 0x60C29AB4E83DAF5B
+    assert row_hashes([pa.array([1_700_000_000], pa.timestamp("s"))])[0] == 0x813CE5E981EAA80D
