@@ -162,13 +162,13 @@ class TextIndex:
 
     def values(self, ids: Int64Array, kind: pa.DataType) -> pa.Array:
         """The values with these ids, in their logical type; -1 is null."""
-        offsets = pa.py_buffer(self._offsets[: self.count + 1].copy())
-        data = pa.py_buffer(self._data[: int(self._offsets[self.count])].copy())
-        known = pa.Array.from_buffers(pa.large_binary(), self.count, [None, offsets, data])
-        found = known.take(pa.array(ids, mask=ids < 0))
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-            return found.cast(kind)
-        return found.cast(pa.large_string()).cast(kind)
+        # No copy: what is below `count` never changes, and growing makes new arrays.
+        offsets, data = pa.py_buffer(self._offsets), pa.py_buffer(self._data)
+        is_bytes = is_bytes_type(kind)
+        stored = pa.large_binary() if is_bytes else pa.large_string()
+        known = pa.Array.from_buffers(stored, self.count, [None, offsets, data])
+        null = ids < 0
+        return known.take(pa.array(ids, mask=null if null.any() else None)).cast(kind)
 
 
 def _resized(array: np.ndarray, size: int) -> np.ndarray:
@@ -219,7 +219,7 @@ class KeyColumn:
         indices = column.indices
         if indices.null_count:
             indices = indices.fill_null(len(dictionary))
-        codes: Int64Array = self._dictionary_ids[indices.to_numpy()]
+        codes: Int64Array = np.take(self._dictionary_ids, indices.to_numpy())
         return codes
 
     def values(self, codes: Int64Array) -> pa.Array:
