@@ -62,7 +62,8 @@ class SourceInput:
             self._ahead = next(self._reading, None)
             assert self._ahead is not None, "a split has at least one Rows"
             self._batch = self._decoded()
-            return self._slice(self._batch)
+            # Said before the unit's rows: they may wait for another task, which may wait for a gather to hear this.
+            return self._progress(self._place.sequence) or self._slice(self._batch)
         return self._progress(self.dispenser.sequence) if taken is None else taken
 
     def _cut_or_slice(self, batch: Batch) -> Batch | Barrier:
