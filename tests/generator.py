@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from dataflow.operators.base import EndOfInput, Idle
+
 DELAY_US = 5_000_000
 WINDOW_US = 10_000_000
 """The walk is made for windows and delays of about this size; others work, with fewer late rows."""
@@ -159,6 +161,29 @@ class ReplaySource:
         return tuple(self.batches)
 
     def open(self, partition: str, position: object | None) -> ReplayReader:
+        assert position is None or isinstance(position, int)
+        return ReplayReader(self.batches[partition], next_=position or 0, hesitates=self.hesitant)
+
+
+@dataclass
+class ReplayReader:
+    """One partition being read; the position is the number of the next batch."""
+
+    batches: Sequence[pa.RecordBatch]
+    next_: int
+    hesitates: bool
+
+    def __post_init__(self) -> None:
+        self._hesitated = False
+
+    def read(self, rows_max: int) -> pa.RecordBatch | Idle | EndOfInput:
+        if self.hesitates and not self._hesitated:
+            self._hesitated = True
+            return Idle()
+        self._hesitated = False
+        if self.next_ == len(self.batches):
+            return EndOfInput()
+        batch = self.batches[self.next_]
         self.next_ += 1
         return batch
 
