@@ -1,7 +1,7 @@
 """The inner loops of aggregates: each goes once over the rows of a batch and updates arrays indexed by slot.
 
-Float sums are double-double: a sum and the error that its additions lost (TwoSum: Knuth, The Art of Computer
-Programming 2, 4.2.2, Theorem B), so the rounded result does not depend on how the rows were split. Integer sums
+Float sums have three parts: a sum, what its additions lost (TwoSum: Knuth, The Art of Computer Programming 2, 4.2.2,
+Theorem B), and what those lost in turn, so the rounded result does not depend on how the rows were split. Integer sums
 have 128 bits, so no order of additions overflows on the way. A validity of length 0 means: all valid.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataflow.kernels import kernel
+from dataflow.kernels import helper, kernel
 from dataflow.message import BoolArray, Float64Array, Int64Array
 
 NAN, PLUS_INF, MINUS_INF = 1, 2, 4
@@ -30,29 +30,41 @@ def count_rows(slots: Int64Array, valid: BoolArray, counts: Int64Array) -> None:
             counts[slots[row]] += valid[row]
 
 
+@helper
+def _add(sums: Float64Array, slot: int, value: float) -> None:
+    """Add to a sum in three parts."""
+    high = sums[slot, 0]
+    total = high + value
+    back = total - high
+    lost = (high - (total - back)) + (value - back)
+    sums[slot, 0] = total
+    middle = sums[slot, 1]
+    total = middle + lost
+    back = total - middle
+    sums[slot, 2] += (middle - (total - back)) + (lost - back)
+    sums[slot, 1] = total
+
+
 @kernel
 def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, sums: Float64Array, met: Int64Array) -> None:
-    """Add to `sums` (per slot: high part, low part, number of values); what is not finite is noted in `met`."""
+    """Add to `sums` (per slot: a sum in three parts, the number of values); what is not finite goes to `met`."""
     for row in range(len(slots)):
         if len(valid) and not valid[row]:
             continue
         slot = slots[row]
         value = values[row]
-        sums[slot, 2] += 1.0
+        sums[slot, 3] += 1.0
         if value - value != 0.0:  # infinite, or not a number
             met[slot] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
             continue
-        high = sums[slot, 0]
-        total = high + value
-        back = total - high
-        sums[slot, 1] += (high - (total - back)) + (value - back)
-        sums[slot, 0] = total
+        _add(sums, slot, value)
 
 
 @kernel
 def merge_floats(
     slots: Int64Array,
     high: Float64Array,
+    middle: Float64Array,
     low: Float64Array,
     number: Float64Array,
     flags: Int64Array,
@@ -62,13 +74,10 @@ def merge_floats(
     """Add sums that other tasks have gathered."""
     for row in range(len(slots)):
         slot = slots[row]
-        value = high[row]
-        before = sums[slot, 0]
-        total = before + value
-        back = total - before
-        sums[slot, 1] += ((before - (total - back)) + (value - back)) + low[row]
-        sums[slot, 0] = total
-        sums[slot, 2] += number[row]
+        _add(sums, slot, high[row])
+        _add(sums, slot, middle[row])
+        _add(sums, slot, low[row])
+        sums[slot, 3] += number[row]
         met[slot] |= flags[row]
 
 

@@ -44,13 +44,13 @@ class Count(Accumulator):
 
 
 class FloatSum(Accumulator):
-    """A double-double sum of the finite values, their number, and what else was met."""
+    """A sum of the finite values in three parts, their number, and what else was met."""
 
-    partial_types = (pa.float64(), pa.float64(), pa.float64(), pa.int64())
+    partial_types = (pa.float64(), pa.float64(), pa.float64(), pa.float64(), pa.int64())
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: Float64Array = np.zeros((0, 3))
+        self.sums: Float64Array = np.zeros((0, 4))
         self.met: Int64Array = np.zeros(0, dtype=np.int64)
 
     def arrays(self) -> list[str]:
@@ -61,20 +61,24 @@ class FloatSum(Accumulator):
 
     def partial(self, slots: Int64Array) -> list[pa.Array]:
         sums = self.sums[slots]
-        return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(3)] + [pa.array(self.met[slots])]
+        return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(4)] + [pa.array(self.met[slots])]
 
     def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        high, low, number, met = map(_plain, columns)
-        kernels.merge_floats(slots, high, low, number, met, self.sums, self.met)
+        high, middle, low, number, met = map(_plain, columns)
+        kernels.merge_floats(slots, high, middle, low, number, met, self.sums, self.met)
 
     def number(self, slots: Int64Array) -> Int64Array:
-        number: Int64Array = self.sums[slots, 2].astype(np.int64)
+        number: Int64Array = self.sums[slots, 3].astype(np.int64)
         return number
 
     def total(self, slots: Int64Array) -> Float64Array:
         """The sums, rounded once."""
-        high, low, met = self.sums[slots, 0], self.sums[slots, 1], self.met[slots]
-        total: Float64Array = np.where(np.isfinite(low), high + low, high) + 0.0
+        high, middle, low, met = *self.sums[slots, :3].T, self.met[slots]
+        with np.errstate(invalid="ignore"):
+            total: Float64Array = high + middle
+            back = total - high
+            lost = (high - (total - back)) + (middle - back)
+            total = np.where(np.isfinite(middle + low), total + (lost + low), high) + 0.0
         total[met == kernels.PLUS_INF] = np.inf
         total[met == kernels.MINUS_INF] = -np.inf
         total[(met & kernels.NAN > 0) | (met & 6 == 6)] = np.nan
