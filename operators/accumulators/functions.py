@@ -193,7 +193,8 @@ def _quantile(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
         values, bounds = cast(Values, one).take(slots)
         return _where_any(*interpolated(values, bounds, q)), None
 
-    return Meaning(("quantile", q), Values, pa.float64(), finish)
+    # Not shared: a group gives its values away when it is finished.
+    return Meaning(("quantile", object()), Values, pa.float64(), finish)
 
 
 MEANINGS: dict[str, Callable[[Aggregate, Sequence[pa.DataType]], Meaning]] = {

@@ -122,3 +122,9 @@ def test_an_exact_quantile_interpolates_and_survives_a_clean_up() -> None:
 def test_the_sum_of_a_text_is_refused_with_its_name() -> None:
     with pytest.raises(TypeMismatchError, match="needs numbers"):
         AggregateSet({"x": col.s.sum()}, SCHEMA)
+
+
+def test_the_same_quantile_under_two_names_has_two_values() -> None:
+    aggregates = AggregateSet({n: col.f.quantile(0.5, exact=True) for n in ("a", "b")}, SCHEMA)
+    done = state_of(aggregates, [(1.0, None, None), (3.0, None, None)], 0, [0, 0]).finish(np.arange(1))
+    assert [column.to_pylist() for column in done.columns] == [[2.0], [2.0]]
