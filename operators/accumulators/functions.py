@@ -193,8 +193,7 @@ def _quantile(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
         values, bounds = cast(Values, one).take(slots)
         return _where_any(*interpolated(values, bounds, q)), None
 
-    # Not shared: a group gives its values away when it is finished.
-    return Meaning(("quantile", object()), Values, pa.float64(), finish)
+    return Meaning(("values",), lambda: Values(pa.types.is_uint64(kind)), pa.float64(), finish)
 
 
 MEANINGS: dict[str, Callable[[Aggregate, Sequence[pa.DataType]], Meaning]] = {

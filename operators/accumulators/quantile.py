@@ -15,16 +15,19 @@ from dataflow.operators.accumulators.base import Accumulator, Rows
 class Values(Accumulator):
     """The values of each group, in chunks as they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, unsigned: bool = False) -> None:
         super().__init__()
+        self._unsigned = unsigned
         self._slots: list[Int64Array] = []
         self._values: list[Float64Array] = []
+        self._given: tuple[Int64Array, Float64Array, Int64Array] | None = None
 
     def arrays(self) -> list[str]:
         return []
 
     def update(self, rows: Rows) -> None:
-        slots, values = rows.slots, rows.plain
+        slots, values = rows.slots, rows.plain.view(np.uint64) if self._unsigned else rows.plain
+        self._given = None
         if len(rows.valid):
             slots, values = slots[rows.valid], values[rows.valid]
         self._slots.append(slots.copy())  # the table uses that memory again, and the batch's is not to be held
@@ -36,6 +39,7 @@ class Values(Accumulator):
         new[kept] = np.arange(len(kept))
         moved = new[slots]
         self._slots, self._values = [moved[moved >= 0]], [values[moved >= 0]]
+        self._given = None
 
     def _joined(self) -> tuple[Int64Array, Float64Array]:
         if not self._slots:
@@ -45,8 +49,14 @@ class Values(Accumulator):
     def take(self, slots: Int64Array) -> tuple[Float64Array, Int64Array]:
         """The values of these groups, sorted within each, and where each group begins (one bound more).
 
-        They are given away: a group is asked once, when it closes.
+        They are given away: a group is asked once, when it closes. Only other quantiles of the same values may ask
+        for the same slots right after.
         """
+        if self._given is None or self._given[0] is not slots:
+            self._given = (slots, *self._taken(slots))
+        return self._given[1:]
+
+    def _taken(self, slots: Int64Array) -> tuple[Float64Array, Int64Array]:
         known, values = self._joined()
         place = np.full(max(int(known.max(initial=-1)), int(slots.max(initial=-1))) + 1, -1, dtype=np.int64)
         place[slots] = np.arange(len(slots))

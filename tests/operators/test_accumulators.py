@@ -119,6 +119,17 @@ def test_an_exact_quantile_interpolates_and_survives_a_clean_up() -> None:
     assert not aggregates.mergeable
 
 
+def test_quantiles_of_one_column_share_its_values_and_know_large_unsigned_ones() -> None:
+    schema = pa.schema({"u": pa.uint64()})
+    aggregates = AggregateSet({"q": col.u.quantile(0.5, exact=True), "top": col.u.quantile(1, exact=True)}, schema)
+    state = aggregates.build()
+    state.grow(1)
+    state.update(np.zeros(3, dtype=np.int64), [pa.array([2**63, 7, 2**64 - 2**11], pa.uint64())], None)
+    assert state.nbytes == 3 * 16
+    assert [column.to_pylist() for column in state.finish(np.arange(1)).columns] == [[2.0**63], [2.0**64 - 2**11]]
+    assert [column.to_pylist() for column in state.finish(np.arange(1)).columns] == [[None], [None]]
+
+
 def test_the_sum_of_a_text_is_refused_with_its_name() -> None:
     with pytest.raises(TypeMismatchError, match="needs numbers"):
         AggregateSet({"x": col.s.sum()}, SCHEMA)
