@@ -25,8 +25,16 @@ GROUPS_MIN = 1_024
 """Room for groups at the start, and the least number of dead ones that is worth a clean-up."""
 TABLE_SPARSENESS = 2
 """Places in a table for each group that it may hold: more would mean fewer collisions, but miss the cache."""
+STEPS_MAX = 8
+"""How often another group may be in a row's way, on average, before the codes are scrambled: in a table that is half
+full random codes need less than two, so they are not random."""
+SCRAMBLE = 0xD1342543DE82EF95
+"""Any odd number whose powers look random: the factor of a linear congruential generator (Steele & Vigna 2021)."""
+VALUES_PER_GROUP_MAX = 4
+"""Values that an index may know for each group: dictionaries bring some that no row has."""
 BLOCK_ROWS = 2_048
 """Rows that are looked up together: what is written about them stays in the first-level cache."""
+_MASK = (1 << 64) - 1
 _CANONICAL_NAN = np.int64(0x7FF8000000000000)
 
 
@@ -197,9 +205,7 @@ class KeyColumn:
         if pa.types.is_null(column.type):
             return np.full(len(column), -1, dtype=np.int64)
         if pa.types.is_dictionary(column.type):
-            if self.is_text and len(column.dictionary) <= len(column):
-                return self._through_dictionary(column)
-            column = column.cast(column.type.value_type)
+            return self._through_dictionary(column)
         if self.texts is not None:
             ids, valid = self.texts.ids_of(column.drop_null() if column.null_count else column), validity_of(column)
             return ids if not len(valid) else _spread(ids, valid)
@@ -208,7 +214,15 @@ class KeyColumn:
             return values
         if not len(valid):
             return self.ints.ids_of(values)
-        return _spread(self.ints.ids_of(values[valid]), valid)
+        return np.where(valid, self.ints.ids_of(np.where(valid, values, 0)), -1)
+
+    def decoded(self, column: pa.Array) -> pa.Array:
+        """The column without its dictionary, unless that saves work: each of its texts is then hashed once."""
+        kind = column.type
+        if pa.types.is_dictionary(kind) and not (self.is_text and len(column.dictionary) <= len(column)):
+            column, kind = column.cast(kind.value_type), kind.value_type
+        is_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+        return column.cast(pa.large_binary()) if is_view else column  # Arrow cannot filter views
 
     def _through_dictionary(self, column: pa.DictionaryArray) -> Int64Array:
         """Hash each value of the dictionary once; the batches of a unit share theirs."""
@@ -217,8 +231,8 @@ class KeyColumn:
             self._dictionary_ids = np.append(self.codes_of(dictionary), -1)
             self._dictionary = dictionary
         indices = column.indices
-        if indices.null_count:
-            indices = indices.fill_null(len(dictionary))
+        if indices.null_count:  # as 64 bits: a narrow index may have no number left
+            indices = indices.cast(pa.int64()).fill_null(len(dictionary))
         codes: Int64Array = np.take(self._dictionary_ids, indices.to_numpy())
         return codes
 
@@ -272,6 +286,9 @@ class Table:
 
     def __init__(self) -> None:
         self._next = 1
+        self._scramble = 1
+        """Codes are kept times this odd number; 1 until they pile up."""
+        self._steps_max = STEPS_MAX
         self._make_room(GROUPS_MIN)
         self._slots = np.empty(0, dtype=np.int64)
         self._missed = np.empty(BLOCK_ROWS, dtype=np.int64)
@@ -288,7 +305,9 @@ class Table:
 
     @property
     def codes(self) -> Int64Array:
-        return self._codes[1 : self._next]
+        """The code of each slot; not to be written to."""
+        kept = self._codes[1 : self._next]
+        return kept if self._scramble == 1 else _times(kept, pow(self._scramble, -1, 1 << 64))
 
     @property
     def panes(self) -> Int64Array:
@@ -299,25 +318,50 @@ class Table:
         if len(self._slots) < len(codes):
             self._slots = np.empty(len(codes), dtype=np.int64)
         slots = self._slots[: len(codes)]
+        kept = codes if self._scramble == 1 else _times(codes, self._scramble)
         row = 0
         while True:
+            patience = self._patience(len(codes) - row)
             row, self._next = find_groups(
-                codes, panes, row, self._table, self._codes, self._panes, self._next, slots, self._missed
+                kept, panes, row, self._table, self._codes, self._panes, self._next, slots, self._missed, patience
             )
             if row == len(codes):
                 return slots
-            self._grow()
+            if self._next == len(self._codes):
+                self._grow()
+            else:
+                self._scramble_more()
+                self._refill()
+            kept = codes if self._scramble == 1 else _times(codes, self._scramble)
+
+    def _patience(self, rows: int) -> int:
+        """How often a group may be in the way of these rows. All groups count: they would have to be placed anew."""
+        return self._steps_max * (rows + self._next)
+
+    def _scramble_more(self) -> None:
+        """Change which codes pile up. With more patience each time, since it must end, whatever the codes are."""
+        self._scramble = self._scramble * SCRAMBLE & _MASK
+        self._codes[1 : self._next] = _times(self._codes[1 : self._next], SCRAMBLE)
+        self._steps_max *= 2
 
     def _grow(self) -> None:
         old_codes, old_panes = self._codes[: self._next], self._panes[: self._next]
         self._make_room(2 * self.count)
         self._codes[: self._next], self._panes[: self._next] = old_codes, old_panes
-        self.refill()
+        self._refill()
 
-    def refill(self) -> None:
+    def _refill(self) -> None:
         """Make the table anew from the pairs."""
         self._table.fill(0)
-        refill(self._table, self._codes, self._panes, self._next)
+        while not refill(self._table, self._codes, self._panes, self._next, self._patience(0)):
+            self._scramble_more()
+            self._table.fill(0)
+
+    def recode(self, codes: Int64Array) -> None:
+        """Give all slots other codes."""
+        self._scramble, self._steps_max = 1, STEPS_MAX
+        self._codes[1 : self._next] = codes
+        self._refill()
 
     def keep(self, slots: Int64Array, codes: Int64Array) -> None:
         """Only these slots, with these codes. The table shrinks slowly: the next window will want as much again."""
@@ -326,8 +370,14 @@ class Table:
         if 4 * len(slots) < room and room > GROUPS_MIN:
             self._make_room(room // 2)
         self._next = len(slots) + 1
-        self.codes[:], self.panes[:] = codes, panes
-        self.refill()
+        self.panes[:] = panes
+        self.recode(codes)
+
+
+def _times(codes: Int64Array, factor: int) -> Int64Array:
+    """Multiplied modulo 2^64, which an odd factor's inverse undoes."""
+    product: Int64Array = (codes.view(np.uint64) * np.uint64(factor)).view(np.int64)
+    return product
 
 
 class Groups:
@@ -361,6 +411,7 @@ class Groups:
         """One code a row. Columns whose values cannot be codes (nulls, or two that do not fit together) are indexed."""
         if not columns:
             return np.zeros(rows, dtype=np.int64)
+        columns = [known.decoded(column) for known, column in zip(self._columns, columns, strict=True)]
         nullable = [
             known.is_raw and column.null_count > 0 for known, column in zip(self._columns, columns, strict=True)
         ]
@@ -382,8 +433,7 @@ class Groups:
         keys = self.keys(np.arange(self.count))
         self._start_encoding([one or not known.is_raw for one, known in zip(columns, self._columns, strict=True)])
         if self.count:
-            self._table.codes[:] = self._codes_of(keys, self.count)
-            self._table.refill()
+            self._table.recode(self._codes_of(keys, self.count))
 
     def keys(self, slots: Int64Array) -> list[pa.Array]:
         """The key columns of these slots, in their logical types."""
@@ -407,7 +457,7 @@ class Groups:
         in the order of the new ones; else None."""
         self._table.panes[slots] = DEAD_PANE
         self._dead += len(slots)
-        if self._dead < max(GROUPS_MIN, self.count // 4):
+        if self._dead < max(GROUPS_MIN, self.count // 4) and not self._knows_too_much():
             return None
         kept = self.live_slots()
         codes = self._table.codes[kept]
@@ -418,6 +468,11 @@ class Groups:
         self._table.keep(kept, codes)
         self._dead = 0
         return kept
+
+    def _knows_too_much(self) -> bool:
+        """Whether an index holds many more values than there are groups."""
+        most = VALUES_PER_GROUP_MAX * max(GROUPS_MIN, self.count)
+        return any(known.texts is not None and known.texts.count > most for known in self._columns)
 
 
 def _split(joined: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflow.state.keyed import GROUPS_MIN, Groups, row_hashes
+from dataflow.state.keyed import GROUPS_MIN, VALUES_PER_GROUP_MAX, Groups, row_hashes
 
 KEYS = [
     [pa.int64()],
@@ -91,6 +91,41 @@ def test_a_dictionary_and_plain_text_are_the_same_key() -> None:
     plain = groups.slots([text], panes(*[0] * 6)).tolist()
     assert groups.slots([text.dictionary_encode()], panes(*[0] * 6)).tolist() == plain
     assert groups.slots([text.slice(2)], panes(*[0] * 4)).tolist() == plain[2:]
+
+
+@pytest.mark.parametrize("index", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64()], ids=str)
+def test_a_dictionary_may_be_full_and_hold_nulls_itself(index: pa.DataType) -> None:
+    values = pa.array([str(n) for n in range(127)] + [None])
+    indices = pa.array([None, *range(128)] * 2).cast(index)
+    column = pa.DictionaryArray.from_arrays(indices, values)
+    groups = Groups([pa.string()])
+    slots = groups.slots([column], panes(*[0] * 258))
+    assert groups.count == 128  # the null of the dictionary and that of the index are one group
+    assert groups.keys(slots)[0].equals(column.cast(pa.string()))
+    numbers = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, None]), pa.array([5, None]))
+    assert Groups([pa.int64()]).slots([numbers], panes(0, 0, 0, 0)).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.large_string(), pa.binary(2)], ids=str)
+def test_text_of_every_layout_is_a_key(kind: pa.DataType) -> None:
+    column = pa.array(["ab", None, "cd", "ab"]).cast(pa.binary()).cast(kind)
+    groups = Groups([kind])
+    slots = groups.slots([column], panes(0, 0, 0, 0))
+    assert slots.tolist() == [0, 1, 2, 0]
+    assert groups.keys(slots)[0].equals(column)
+    assert row_hashes([column])[0] == xxhash.xxh64_intdigest(b"ab")
+
+
+def test_values_of_a_dictionary_that_no_row_has_are_forgotten() -> None:
+    groups = Groups([pa.string()])
+    for turn in range(50):
+        values = pa.array(["x", *(f"{turn} {n}" for n in range(1_000))])
+        column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_500, dtype=np.int32)), values)
+        slots = groups.slots([column], np.full(1_500, turn))
+        assert groups.keys(slots[:1])[0].to_pylist() == ["x"]
+        groups.release(slots[:1].copy())
+        known = groups._columns[0].texts
+        assert known is not None and known.count <= 5 * VALUES_PER_GROUP_MAX * GROUPS_MIN // 4
 
 
 @pytest.mark.parametrize("types", [[pa.int64()], [pa.string()], [pa.int64(), pa.string(), pa.int32()]], ids=str)
