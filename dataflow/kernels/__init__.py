@@ -178,8 +178,10 @@ def _announce_compiling() -> None:
     class Announce(event.Listener):  # type: ignore[misc]  # numba has no types
         done = False
 
-        def on_start(self, _: Any) -> None:
-            if not Announce.done:
+        def on_start(self, found: Any) -> None:
+            # the program may have numba functions of its own
+            ours = found.data["dispatcher"].py_func.__module__.startswith(__name__)
+            if ours and not Announce.done:
                 Announce.done = True
                 sys.stderr.write("compiling kernels (once)\n")
 
