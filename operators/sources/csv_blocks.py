@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflow.errors import ConnectorError
+from dataflow.kernels.csv import pair_quotes
 from dataflow.message import Int64Array
 
 ByteArray = npt.NDArray[np.uint8]
@@ -24,6 +25,8 @@ ROW_BYTES_MAX = 256 << 20
 """A row that is longer is a quote that never closes; to look further would only take memory."""
 HEAD_BYTES = 64 << 10
 """The first look for the end of a header."""
+PLAIN_QUOTES_MAX = 4096
+"""So many quotes are walked by Python, in a few milliseconds: a small file need not wait for the compiler."""
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 
 
@@ -112,21 +115,10 @@ def quoted_spans(block: bytes, delimiter: int) -> tuple[Int64Array, Int64Array]:
 
 def _walked_spans(quotes: Int64Array, is_start: npt.NDArray[np.bool_]) -> tuple[Int64Array, Int64Array]:
     """The same, quote by quote."""
-    opens: list[int] = []
-    closes: list[int] = []
-    places, starts = [*quotes.tolist(), -1], is_start.tolist()
-    number = 0
-    while number < len(starts):
-        place = places[number]
-        if len(opens) == len(closes):
-            if starts[number]:
-                opens.append(place)
-        elif places[number + 1] == place + 1:
-            number += 1  # a doubled quote
-        else:
-            closes.append(place)
-        number += 1
-    return np.array(opens, np.int64), np.array(closes, np.int64)
+    opens, closes = np.empty(len(quotes), np.int64), np.empty(len(quotes), np.int64)
+    pair = pair_quotes if len(quotes) > PLAIN_QUOTES_MAX else pair_quotes.function
+    opened, closed = pair(quotes, is_start, opens, closes)
+    return opens[:opened], closes[:closed]
 
 
 def head_end(path: str, content: ByteArray, start: int, delimiter: int, rows: int, bytes_max: int) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflow.errors import ConnectorError, DataflowError, NameNotFoundError, TypeMismatchError
+from dataflow.kernels.csv import pair_quotes
 from dataflow.operators.sources.csv import CsvSource
-from dataflow.operators.sources.csv_blocks import last_row_end, quoted_spans, row_bounds
+from dataflow.operators.sources.csv_blocks import PLAIN_QUOTES_MAX, last_row_end, quoted_spans, row_bounds
 from dataflow.system import SimulatedSystem
 from tests.operators.sources.reading import SYSTEM, columns, parts, request, rows, rows_by_threads
 
@@ -95,6 +96,30 @@ def test_the_ends_of_rows_are_those_that_reading_char_by_char_finds(text: bytes)
     assert len(starts) == len(found)
     opens, closes = quoted_spans(text, ord(","))
     assert len(opens) - len(closes) == opened
+
+
+@settings(max_examples=200, deadline=None)  # the first one compiles
+@given(st.lists(SPAN_CHARS, max_size=40).map(b"".join))
+def test_compiled_and_plain_walks_pair_the_same_quotes(text: bytes) -> None:
+    codes = np.frombuffer(text, np.uint8)
+    places = np.flatnonzero(codes == ord('"'))
+    may_open = np.array([at == 0 or text[at - 1] in b",\n\r" for at in places.tolist()], np.bool_)
+    found = []
+    for walk in (pair_quotes, pair_quotes.function):
+        opens, closes = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
+        found.append((walk(places, may_open, opens, closes), opens.tolist(), closes.tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("block_bytes", [100_000, 1 << 20])
+def test_many_quotes_inside_of_plain_fields_are_read(tmp_path: Path, block_bytes: int) -> None:
+    texts = ['5" pipe', "no", 'a "b"\nc', '"', "1,2"]  # a quote in a plain field, and in quoted ones
+    line = ",".join(['5" pipe', "no", '"a ""b""\nc"', '""""', '"1,2"']) + "\n"
+    count = 6_000
+    assert line.count('"') * count > 2 * PLAIN_QUOTES_MAX
+    path = tmp_path / "pipes.csv"
+    path.write_text(line * count)
+    assert rows(CsvSource(path, header=False, block_bytes=block_bytes)) == [tuple(texts)] * count
 
 
 def ends_of(text: bytes, ends: Sequence[int]) -> bytes:
