@@ -297,6 +297,7 @@ class Table:
         self._codes, self._panes = np.empty(room + 1, dtype=np.int64), np.empty(room + 1, dtype=np.int64)
         self._codes[0], self._panes[0] = 0, DEAD_PANE
         self._table = np.zeros(TABLE_SPARSENESS * room, dtype=np.int32)
+        self._shift = np.uint64(65 - len(self._table).bit_length())
 
     @property
     def count(self) -> int:
@@ -322,9 +323,8 @@ class Table:
         row = 0
         while True:
             patience = self._patience(len(codes) - row)
-            row, self._next = find_groups(
-                kept, panes, row, self._table, self._codes, self._panes, self._next, slots, self._missed, patience
-            )
+            groups = self._table, self._codes, self._panes, self._next
+            row, self._next = find_groups(kept, panes, row, *groups, slots, self._missed, self._shift, patience)
             if row == len(codes):
                 return slots
             if self._next == len(self._codes):
@@ -353,7 +353,7 @@ class Table:
     def _refill(self) -> None:
         """Make the table anew from the pairs."""
         self._table.fill(0)
-        while not refill(self._table, self._codes, self._panes, self._next, self._patience(0)):
+        while not refill(self._table, self._codes, self._panes, self._next, self._shift, self._patience(0)):
             self._scramble_more()
             self._table.fill(0)
 

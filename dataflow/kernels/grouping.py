@@ -7,6 +7,8 @@ table stays small. A kernel stops at the first new key that finds no room; its c
 The hard part is that keys in arithmetic progression, which are common, collide less than random ones for nearly all
 steps and pile up for a few (3,001, for one). So the kernels count how often they pass over another group and stop
 when it was too often; the caller then scrambles its codes.
+
+Where speed counts, indexes are unsigned: for signed ones numba tests at each access whether to count from the end.
 """
 
 from __future__ import annotations
@@ -29,17 +31,8 @@ DEAD_PANE = -(2**63)
 
 
 @helper
-def _shift(size: int) -> np.uint64:
-    """Keeps as many high bits of a hash as a table of this size needs."""
-    bits = 0
-    while (1 << bits) < size:
-        bits += 1
-    return np.uint64(64 - bits)
-
-
-@helper
 def _home(code: int, pane: int, shift: np.uint64) -> np.uint64:
-    """Where a group's slot would stand in an empty table."""
+    """Where a group would stand in an empty table; `shift` leaves as many high bits as the table's size has."""
     return (np.uint64(code) * _GOLDEN + np.uint64(pane) * _OTHER) >> shift
 
 
@@ -54,6 +47,7 @@ def find_groups(
     count: int,
     slots: Int64Array,
     missed: Int64Array,
+    shift: np.uint64,
     patience: int,
 ) -> tuple[int, int]:
     """The slot of each row's (code, pane), new ones numbered on from `count`; returns the row reached and the count.
@@ -61,31 +55,41 @@ def find_groups(
     Stops when there is no room for a new group, or when other groups were in the way more than `patience` times.
 
     Inside, groups are numbered from 1, and `group_*[0]` is a group that no row has. First each row's home is looked
-    at without a branch, which would be mispredicted for every collision; the rows that missed are probed after, a
-    block (as many rows as `missed` holds) at a time, so that what passes between the two loops stays in the cache.
+    at without a branch, which would be mispredicted for every collision (eight rows, of which mostly none missed, are
+    tested by one); the rows that missed are probed after, a block (as many rows as `missed` holds) at a time, so that
+    what passes between the loops stays in the cache.
     """
     mask = len(table) - 1
-    shift = _shift(len(table))
     room = len(group_codes)
     for block in range(start, len(codes), len(missed)):
+        begin = np.uint64(block)
+        end = np.uint64(min(block + len(missed), len(codes)))
+        for row in range(begin, end):
+            slots[row] = table[_home(codes[row], panes[row], shift)] - 1
         misses = np.uint64(0)
-        for row in range(block, min(block + len(missed), len(codes))):
-            code = codes[row]
-            pane = panes[row]
-            slot = np.uint64(table[_home(code, pane, shift)])
-            slots[row] = np.int64(slot) - 1
-            missed[misses] = row
-            misses += np.uint64((group_codes[slot] != code) | (group_panes[slot] != pane))
+        for eight in range(begin, end, np.uint64(8)):
+            if eight + np.uint64(8) <= end:
+                differ = np.int64(0)
+                for row in range(eight, eight + np.uint64(8)):
+                    group = np.uint64(slots[row] + 1)
+                    differ |= (group_codes[group] ^ codes[row]) | (group_panes[group] ^ panes[row])
+                if differ == 0:
+                    continue
+            for row in range(eight, min(eight + np.uint64(8), end)):
+                group = np.uint64(slots[row] + 1)
+                missed[misses] = np.int64(row)
+                misses += np.uint64((group_codes[group] != codes[row]) | (group_panes[group] != panes[row]))
         for miss in range(misses):
-            row = missed[miss]
-            code = codes[row]
-            pane = panes[row]
+            reached = int(missed[miss])
+            missing = np.uint64(reached)
+            code = codes[missing]
+            pane = panes[missing]
             at = np.int64(_home(code, pane, shift))
             while True:
                 found = np.int64(table[at])
                 if found == 0:
                     if count == room:
-                        return row, count
+                        return reached, count
                     table[at] = count
                     group_codes[count] = code
                     group_panes[count] = pane
@@ -96,9 +100,9 @@ def find_groups(
                     break
                 at = (at + 1) & mask
                 patience -= 1
-            slots[row] = found - 1
+            slots[missing] = found - 1
             if patience < 0:
-                return row + 1, count
+                return reached + 1, count
     return len(codes), count
 
 
@@ -115,11 +119,12 @@ def join_codes(first: Int64Array, second: Int64Array, joined: Int64Array) -> boo
 
 
 @kernel
-def refill(table: Int32Array, group_codes: Int64Array, group_panes: Int64Array, count: int, patience: int) -> bool:
+def refill(
+    table: Int32Array, group_codes: Int64Array, group_panes: Int64Array, count: int, shift: np.uint64, patience: int
+) -> bool:
     """Put the groups below `count`, but those that were released, into a table of zeros; false when other groups were
     in the way more than `patience` times."""
     mask = len(table) - 1
-    shift = _shift(len(table))
     for slot in range(1, count):
         if group_panes[slot] != DEAD_PANE:
             at = np.int64(_home(group_codes[slot], group_panes[slot], shift))
@@ -146,29 +151,38 @@ def find_texts(
     ids: Int64Array,
 ) -> tuple[int, int]:
     """The id of each row's bytes; `known_*` hold the bytes seen so far. Returns the row reached and the count."""
-    mask = len(table) - 1
+    mask = np.uint64(len(table) - 1)
+    one = np.uint64(1)
     for row in range(start, len(offsets) - 1):
-        begin = offsets[row]
-        length = offsets[row + 1] - begin
-        at = np.int64(hashes[row] & np.uint64(mask))
+        begin = np.uint64(offsets[row])
+        length = np.uint64(offsets[row + 1]) - begin
+        hash = hashes[row]
+        at = hash & mask
         while True:
             found = table[at]
             if found < 0:
-                used = known_offsets[count]
-                if count == len(known_hashes) or used + length > len(known_data):
+                used = np.uint64(known_offsets[count])
+                if count == len(known_hashes) or used + length > np.uint64(len(known_data)):
                     return row, count
                 for byte in range(length):
                     known_data[used + byte] = data[begin + byte]
-                known_hashes[count] = hashes[row]
-                known_offsets[count + 1] = used + length
+                known_hashes[count] = hash
+                known_offsets[count + 1] = np.int64(used + length)
                 table[at] = count
                 ids[row] = count
                 count += 1
                 break
-            if known_hashes[found] == hashes[row] and _equal(data, begin, length, known_data, known_offsets, found):
-                ids[row] = found
-                break
-            at = (at + 1) & mask
+            id = np.uint64(found)
+            if known_hashes[id] == hash:
+                other = np.uint64(known_offsets[id])
+                same = np.uint64(known_offsets[id + one]) - other == length
+                if same:
+                    for byte in range(length):
+                        same &= data[begin + byte] == known_data[other + byte]
+                if same:
+                    ids[row] = found
+                    break
+            at = (at + one) & mask
     return len(offsets) - 1, count
 
 
@@ -181,16 +195,3 @@ def place_texts(table: Int32Array, known_hashes: UInt64Array, count: int) -> Non
         while table[at] >= 0:
             at = (at + 1) & mask
         table[at] = found
-
-
-@helper
-def _equal(
-    data: ByteArray, begin: int, length: int, known_data: ByteArray, known_offsets: Int64Array, found: int
-) -> bool:
-    other = known_offsets[found]
-    if known_offsets[found + 1] - other != length:
-        return False
-    same = True
-    for byte in range(length):
-        same &= data[begin + byte] == known_data[other + byte]
-    return same

@@ -22,31 +22,25 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 _NULL = np.uint64(0x9E3779B97F4A7C15)
 """Stands for a null of any type."""
-_8, _29, _32, _33 = np.uint64(8), np.uint64(29), np.uint64(32), np.uint64(33)
+_1, _3, _4, _7, _8, _11, _12, _16, _18 = (np.uint64(number) for number in (1, 3, 4, 7, 8, 11, 12, 16, 18))
+_23, _24, _27, _29, _31, _32, _33, _37 = (np.uint64(number) for number in (23, 24, 27, 29, 31, 32, 33, 37))
+_41, _46, _52, _53, _57, _63 = (np.uint64(number) for number in (41, 46, 52, 53, 57, 63))
 
 
-# ── steps of the algorithm, as numba functions ───────────────────────────────────────────────────────────
-
-
-@helper
-def _rotate(x: np.uint64, bits: int) -> np.uint64:
-    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+# ── steps of the algorithm: few, since each costs numba as much to compile as a small kernel ───────────────
 
 
 @helper
 def _round(lane: np.uint64, value: np.uint64) -> np.uint64:
-    return _rotate(lane + value * _P2, 31) * _P1
-
-
-@helper
-def _merge(h: np.uint64, lane: np.uint64) -> np.uint64:
-    return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
+    lane += value * _P2
+    return ((lane << _31) | (lane >> _33)) * _P1
 
 
 @helper
 def _long(h: np.uint64, value: np.uint64) -> np.uint64:
     """Take in eight bytes."""
-    return _rotate(h ^ _round(np.uint64(0), value), 27) * _P1 + _P4
+    h ^= _round(np.uint64(0), value)
+    return ((h << _27) | (h >> _37)) * _P1 + _P4
 
 
 @helper
@@ -57,19 +51,21 @@ def _avalanche(h: np.uint64) -> np.uint64:
 
 
 @helper
-def _read8(data: ByteArray, at: int) -> np.uint64:
+def _read8(data: ByteArray, at: np.uint64) -> np.uint64:
+    """Eight bytes as a number; the compiler makes one load of it."""
     value = np.uint64(0)
-    for byte in range(8):
-        value |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
+    for byte in range(_8):
+        value |= np.uint64(data[at + byte]) << (byte << _3)
     return value
 
 
 @helper
-def _read4(data: ByteArray, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for byte in range(4):
-        value |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-    return value
+def _lane(data: ByteArray, at: np.uint64, end: np.uint64, lane: np.uint64) -> np.uint64:
+    """Take in every fourth eight bytes. Lane after lane, not side by side: few keys are that long."""
+    while at < end:
+        lane = _round(lane, _read8(data, at))
+        at += _32
+    return lane
 
 
 # ── kernels ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -94,34 +90,39 @@ def hash_bytes(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: U
         if len(valid) and not valid[row]:
             hashes[row] = _avalanche(_long(seed + _P5 + _8, _NULL))
             continue
-        at = offsets[row]
-        end = offsets[row + 1]
+        at = np.uint64(offsets[row])
+        end = np.uint64(offsets[row + 1])
         length = end - at
-        if length >= 32:
-            a = seed + _P1 + _P2
-            b = seed + _P2
-            c = seed
-            d = seed - _P1
-            while at <= end - 32:
-                a = _round(a, _read8(data, at))
-                b = _round(b, _read8(data, at + 8))
-                c = _round(c, _read8(data, at + 16))
-                d = _round(d, _read8(data, at + 24))
-                at += 32
-            h = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
-            h = _merge(_merge(_merge(_merge(h, a), b), c), d)
+        if length >= _32:
+            stripes = end - (length & _31)
+            a = _lane(data, at, stripes, seed + _P1 + _P2)
+            b = _lane(data, at + _8, stripes, seed + _P2)
+            c = _lane(data, at + _16, stripes, seed)
+            d = _lane(data, at + _24, stripes, seed - _P1)
+            at = stripes
+            h = (
+                ((a << _1) | (a >> _63))
+                + ((b << _7) | (b >> _57))
+                + ((c << _12) | (c >> _52))
+                + ((d << _18) | (d >> _46))
+            )
+            for lane in (a, b, c, d):
+                h = (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
         else:
             h = seed + _P5
-        h += np.uint64(length)
-        while at + 8 <= end:
+        h += length
+        while at + _8 <= end:
             h = _long(h, _read8(data, at))
-            at += 8
-        if at + 4 <= end:
-            h ^= _read4(data, at) * _P1
-            h = _rotate(h, 23) * _P2 + _P3
-            at += 4
+            at += _8
+        if at + _4 <= end:
+            four = np.uint64(0)
+            for byte in range(_4):
+                four |= np.uint64(data[at + byte]) << (byte << _3)
+            h ^= four * _P1
+            h = ((h << _23) | (h >> _41)) * _P2 + _P3
+            at += _4
         while at < end:
             h ^= np.uint64(data[at]) * _P5
-            h = _rotate(h, 11) * _P1
-            at += 1
+            h = ((h << _11) | (h >> _53)) * _P1
+            at += _1
         hashes[row] = _avalanche(h)

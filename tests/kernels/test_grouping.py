@@ -32,7 +32,7 @@ def test_codes_in_any_progression_are_found_in_few_steps(step: int) -> None:
     assert table.find(numbers * step, np.zeros(20_000, dtype=np.int64)).tolist() == numbers.tolist()
     assert (table.codes == np.arange(10_000) * step).all()
     again = np.zeros_like(table._table)
-    assert refill(again, table._codes, table._panes, table.count + 1, STEPS_MAX * table.count)
+    assert refill(again, table._codes, table._panes, table.count + 1, table._shift, STEPS_MAX * table.count)
 
 
 def test_codes_that_were_scrambled_stay_themselves_through_growth_and_clean_up() -> None:
