@@ -11,6 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataflow.state import keyed
 from dataflow.state.keyed import GROUPS_MIN, VALUES_PER_GROUP_MAX, Groups, row_hashes
 
 KEYS = [
@@ -61,6 +62,12 @@ def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(kind):
         return column.cast(kind)
     return column.cast(pa.bool_()) if pa.types.is_boolean(kind) else column.cast(kind)
+
+
+def _listed(column: pa.Array) -> list[object]:
+    """Python values; of times the ticks, since Python has no nanoseconds."""
+    values: list[object] = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+    return values
 
 
 def test_null_nan_and_minus_zero_are_groups_as_documented() -> None:
@@ -162,3 +169,36 @@ def test_the_hash_is_the_one_in_format_md() -> None:
     assert row_hashes([pa.array(["a"]), pa.array([None], pa.int64())])[0] == 0x2F182264975E9E33
     assert row_hashes([pa.array([10]), pa.array(["JFK"]).dictionary_encode(), pa.array([1.5])])[0] == 0x60C29AB4E83DAF5B
     assert row_hashes([pa.array([1_700_000_000], pa.timestamp("s"))])[0] == 0x813CE5E981EAA80D
+
+
+@pytest.mark.parametrize("types", KEYS, ids=str)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_no_group_is_lost_or_mixed_up_by_growth_nulls_and_clean_ups(
+    types: list[pa.DataType], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(keyed, "GROUPS_MIN", 4)
+        # the first collision scrambles the codes
+        small.setattr(keyed.Table, "_patience", lambda table, rows: table._steps_max - keyed.STEPS_MAX)
+        groups = Groups(types)
+        slot_of: dict[tuple[object, ...], int] = {}
+        for _ in range(data.draw(st.integers(1, 6))):
+            rows = data.draw(st.lists(st.tuples(*[st.none() | st.integers(0, 9) for _ in types]), max_size=12))
+            raw = [pa.array([row[n] for row in rows], pa.int64()) for n in range(len(types))]
+            columns = [_as_type(column, kind) for column, kind in zip(raw, types, strict=True)]
+            sent = [column.dictionary_encode() if data.draw(st.booleans()) else column for column in columns]
+            numbers = data.draw(st.lists(st.integers(-1, 1), min_size=len(rows), max_size=len(rows)))
+            slots = groups.slots(sent, panes(*numbers)).tolist()
+            for *key, pane, slot in zip(*map(_listed, columns), numbers, slots, strict=True):
+                assert slot_of.setdefault((*key, pane), slot) == slot
+            assert len(set(slot_of.values())) == len(slot_of)
+            gone = [key for key in slot_of if data.draw(st.booleans())]
+            kept = groups.release(panes(*[slot_of.pop(key) for key in gone]))
+            if kept is not None:
+                now = {old: new for new, old in enumerate(kept.tolist())}
+                slot_of = {key: now[slot] for key, slot in slot_of.items()}
+            assert sorted(slot_of.values()) == groups.live_slots().tolist()
+            back = groups.keys(panes(*slot_of.values()))
+            known = zip(*map(_listed, back), groups.panes[panes(*slot_of.values())].tolist(), strict=True)
+            assert list(known) == list(slot_of)
