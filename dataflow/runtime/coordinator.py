@@ -86,9 +86,9 @@ class Coordinator:
     # ── called by the thread of `run` ──
 
     def stop(self) -> None:
-        """Commit what is in flight and leave; may be called from a signal handler."""
+        """Commit what is in flight and leave. May be called from a signal handler, so it must not wake: the handler
+        interrupts the thread that waits, which may hold the event's lock at that moment, and would never get it."""
         self.stop_asked = True
-        self._changed.set()
 
     def run(self, job: Job) -> None:
         """Until the job is over."""
