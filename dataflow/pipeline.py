@@ -135,7 +135,7 @@ def collect(stream: Stream, limit: int | None, options: dict[str, Any]) -> pa.Ta
             origin=caller_origin(),
         )
     sink = CollectSink(stream.schema, limit)
-    node = make_node(SinkSpec("", "collect", lambda context: sink), stream._port)
+    node = make_node(SinkSpec("", "collect", lambda context: sink, blocking=False), stream._port)
     pipeline = Pipeline("collect", StreamSink(node))
     system = options.pop("system", None) or RealSystem()
     unknown = options.keys() - {"store", "workers", "checkpoint_interval"}

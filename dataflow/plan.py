@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import cast
 
 from dataflow.errors import PlanError
 from dataflow.graph.nodes import Node, Port, check_names, in_order
@@ -223,9 +224,9 @@ class _Planner:
         return Branch(stage, stage.roots, kind)
 
     def _add_sink(self, node: Node) -> None:
-        kind = node.inputs[0].type
+        kind, blocking = node.inputs[0].type, cast(SinkSpec, node.spec).blocking
         order = Order.SEQUENCE if kind.order_keys is None else Order.TIME
-        stage = self._stage(1, sink=node, order=order, order_type=kind, own_thread=True)
+        stage = self._stage(1, sink=node, order=order, order_type=kind, own_thread=blocking)
         for branch in self._inputs(node):
             self._connect(branch.stage, branch.receivers, stage)
 

@@ -206,6 +206,9 @@ class StepCounts:
 class Receiver:
     """Whatever batches can be handed to: an operator, an edge to other tasks, or nobody (this class)."""
 
+    owners = 1
+    """Over how many tasks it spreads the rows, by their keys."""
+
     def on_batch(self, batch: Batch) -> None:
         """Some more rows; empty batches come too, since they tell that a unit is complete."""
 
@@ -355,6 +358,8 @@ class SinkSpec(OperatorSpec):
     kind: str
     make: Callable[[SinkContext], Sink]
     needs_store: bool = False
+    blocking: bool = True
+    """Whether `write` or `prepare` may wait for somebody else (a disk, a server): the sink then has a thread."""
     verb: ClassVar[str] = "to"
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:

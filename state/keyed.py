@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.event_time import to_us
+from dataflow.kernels.exchange import split_by_group
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
 from dataflow.kernels.grouping import DEAD_PANE, find_groups, find_texts, join_codes, place_texts, refill
 from dataflow.kernels.hashing import hash_bytes, hash_ints
@@ -86,6 +87,11 @@ def row_hashes(columns: Sequence[pa.Array]) -> np.ndarray:
             column = column.cast(column.type.value_type)
         _hash_column(column, hashes)
     return hashes
+
+
+def split_by_owner(columns: Sequence[pa.Array], owners: int) -> tuple[Int64Array, list[int]]:
+    """Row numbers ordered by the task that owns each key, and where each owner's rows begin and end."""
+    return split_by_group(row_hashes(columns), owners)
 
 
 def _hash_column(column: pa.Array, hashes: np.ndarray) -> None:

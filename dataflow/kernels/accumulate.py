@@ -1,8 +1,13 @@
-"""The inner loops of aggregates: each goes once over the rows of a batch and updates arrays indexed by slot.
+"""The inner loops of aggregates: each goes once over the rows of a batch and updates the rows of their groups.
+
+`words` holds one row of 64-bit words for each group: all that its aggregates keep, so that a group's state is
+one or two lines of the cache, and is copied as one. An aggregate's own words begin `at` a column; some are floats.
+Slots are used as unsigned numbers, which spares a test for negative ones at each access. A validity of length 0
+means: all valid.
 
 Float sums have three parts: a sum, what its additions lost (TwoSum: Knuth, The Art of Computer Programming 2, 4.2.2,
 Theorem B), and what those lost in turn, so the rounded result does not depend on how the rows were split. Integer sums
-have 128 bits, so no order of additions overflows on the way. A validity of length 0 means: all valid.
+have 128 bits, so no order of additions overflows on the way.
 """
 
 from __future__ import annotations
@@ -20,90 +25,95 @@ _ABS_BITS = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @kernel
-def count_rows(slots: Int64Array, valid: BoolArray, counts: Int64Array) -> None:
+def count_rows(slots: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
     """Count the valid rows of each slot."""
     if len(valid) == 0:
         for row in range(len(slots)):
-            counts[slots[row]] += 1
+            words[np.uint64(slots[row]), at] += 1
     else:
         for row in range(len(slots)):
-            counts[slots[row]] += valid[row]
+            words[np.uint64(slots[row]), at] += valid[row]
+
+
+@kernel
+def merge_counts(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+    """Add what other tasks have counted; `given` has the words of one group a row."""
+    for row in range(len(slots)):
+        words[np.uint64(slots[row]), at] += given[row, at]
 
 
 @helper
-def _add(sums: Float64Array, slot: int, value: float) -> None:
-    """Add to a sum in three parts."""
-    high = sums[slot, 0]
+def _add(floats: Float64Array, slot: np.uint64, at: int, value: float) -> None:
+    """Add to a sum in three parts. What is lost is mostly nothing, and adding nothing changes nothing."""
+    high = floats[slot, at]
     total = high + value
     back = total - high
     lost = (high - (total - back)) + (value - back)
-    sums[slot, 0] = total
-    middle = sums[slot, 1]
+    floats[slot, at] = total
+    middle = floats[slot, at + 1]
     total = middle + lost
     back = total - middle
-    sums[slot, 2] += (middle - (total - back)) + (lost - back)
-    sums[slot, 1] = total
+    floats[slot, at + 1] = total
+    lost = (middle - (total - back)) + (lost - back)
+    if lost != 0.0:
+        floats[slot, at + 2] += lost
 
 
 @kernel
-def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, sums: Float64Array, met: Int64Array) -> None:
-    """Add to `sums` (per slot: a sum in three parts, the number of values); what is not finite goes to `met`."""
+def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+    """Add to a sum in three parts, the number of values, and the bits of what was met that is not finite."""
+    floats = words.view(np.float64)
+    every = len(valid) == 0
     for row in range(len(slots)):
-        if len(valid) and not valid[row]:
-            continue
-        slot = slots[row]
-        value = values[row]
-        sums[slot, 3] += 1.0
-        if value - value != 0.0:  # infinite, or not a number
-            met[slot] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
-            continue
-        _add(sums, slot, value)
+        if every or valid[row]:
+            slot = np.uint64(slots[row])
+            value = values[row]
+            words[slot, at + 3] += 1
+            if value - value == 0.0:
+                _add(floats, slot, at, value)
+            else:  # infinite, or not a number
+                words[slot, at + 4] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
 
 
 @kernel
-def merge_floats(
-    slots: Int64Array,
-    high: Float64Array,
-    middle: Float64Array,
-    low: Float64Array,
-    number: Float64Array,
-    flags: Int64Array,
-    sums: Float64Array,
-    met: Int64Array,
-) -> None:
-    """Add sums that other tasks have gathered."""
+def merge_floats(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+    """Add sums that other tasks have gathered; `given` has the words of one group a row."""
+    floats = words.view(np.float64)
+    parts = given.view(np.float64)
     for row in range(len(slots)):
-        slot = slots[row]
-        _add(sums, slot, high[row])
-        _add(sums, slot, middle[row])
-        _add(sums, slot, low[row])
-        sums[slot, 3] += number[row]
-        met[slot] |= flags[row]
+        slot = np.uint64(slots[row])
+        for part in range(3):
+            _add(floats, slot, at, parts[row, at + part])
+        words[slot, at + 3] += given[row, at + 3]
+        words[slot, at + 4] |= given[row, at + 4]
+
+
+@helper
+def _add_wide(words: Int64Array, slot: np.uint64, at: int, low: int, high: int) -> None:
+    """Add to a sum of 128 bits."""
+    total = np.uint64(words[slot, at]) + np.uint64(low)
+    words[slot, at] = np.int64(total)
+    words[slot, at + 1] += high + np.int64(total < np.uint64(low))
 
 
 @kernel
-def sum_ints(slots: Int64Array, values: Int64Array, valid: BoolArray, sums: Int64Array) -> None:
-    """Add to `sums` (per slot: low 64 bits, high 64 bits, number of values)."""
+def sum_ints(slots: Int64Array, values: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+    """Add to a sum (its low 64 bits, its high 64 bits) and to the number of values."""
+    every = len(valid) == 0
     for row in range(len(slots)):
-        if len(valid) and not valid[row]:
-            continue
-        slot = slots[row]
-        value = values[row]
-        low = np.uint64(sums[slot, 0]) + np.uint64(value)
-        sums[slot, 0] = np.int64(low)
-        sums[slot, 1] += (value >> 63) + np.int64(low < np.uint64(value))
-        sums[slot, 2] += 1
+        if every or valid[row]:
+            slot = np.uint64(slots[row])
+            _add_wide(words, slot, at, values[row], values[row] >> 63)
+            words[slot, at + 2] += 1
 
 
 @kernel
-def merge_ints(slots: Int64Array, low: Int64Array, high: Int64Array, number: Int64Array, sums: Int64Array) -> None:
-    """Add sums of 128 bits that other tasks have gathered."""
+def merge_ints(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+    """Add sums of 128 bits that other tasks have gathered; `given` has the words of one group a row."""
     for row in range(len(slots)):
-        slot = slots[row]
-        total = np.uint64(sums[slot, 0]) + np.uint64(low[row])
-        sums[slot, 0] = np.int64(total)
-        sums[slot, 1] += high[row] + np.int64(total < np.uint64(low[row]))
-        sums[slot, 2] += number[row]
+        slot = np.uint64(slots[row])
+        _add_wide(words, slot, at, given[row, at], given[row, at + 1])
+        words[slot, at + 2] += given[row, at + 2]
 
 
 @kernel
@@ -121,18 +131,16 @@ def sortable(values: Float64Array, ranks: Int64Array) -> None:
 
 
 @kernel
-def extremes(
-    slots: Int64Array, values: Int64Array, valid: BoolArray, flip: int, best: Int64Array, counts: Int64Array
-) -> None:
-    """Keep the greatest value of each slot, or with `flip` -1 the least; `counts` is how many there were."""
+def extremes(slots: Int64Array, values: Int64Array, valid: BoolArray, flip: int, words: Int64Array, at: int) -> None:
+    """Keep the greatest value of each slot, or with `flip` -1 the least, and the number of values."""
+    every = len(valid) == 0
     for row in range(len(slots)):
-        if len(valid) and not valid[row]:
-            continue
-        slot = slots[row]
-        value = values[row]
-        if counts[slot] == 0 or (value ^ flip) > (best[slot] ^ flip):
-            best[slot] = value
-        counts[slot] += 1
+        if every or valid[row]:
+            slot = np.uint64(slots[row])
+            value = values[row]
+            if words[slot, at + 1] == 0 or (value ^ flip) > (words[slot, at] ^ flip):
+                words[slot, at] = value
+            words[slot, at + 1] += 1
 
 
 @kernel
@@ -144,37 +152,37 @@ def winners(
     valid: BoolArray,
     flip_rank: int,
     flip_order: int,
-    best: Int64Array,
-    rows: Int64Array,
+    words: Int64Array,
+    at: int,
     touched: Int64Array,
 ) -> int:
     """Keep for each slot the row of the greatest rank, of equal ones the first (`flip_order` -1: the last).
 
-    `best` holds rank, time and position per slot; `rows` 0 for none yet, 1 for a row of an earlier batch, and for
+    The words are its rank, time, position, and the row: 0 for none yet, 1 for a row of an earlier batch, and for
     a row of this batch its number + 2. Returns how many slots have a new winner; they stand in `touched`.
     """
     number = 0
     for row in range(len(slots)):
         if len(valid) and not valid[row]:
             continue
-        slot = slots[row]
-        if rows[slot] != 0:
+        slot = np.uint64(slots[row])
+        if words[slot, at + 3] != 0:
             rank = ranks[row] ^ flip_rank
-            known = best[slot, 0] ^ flip_rank
+            known = words[slot, at] ^ flip_rank
             if rank < known:
                 continue
             if rank == known:
                 time = times[row] ^ flip_order
-                best_time = best[slot, 1] ^ flip_order
+                best_time = words[slot, at + 1] ^ flip_order
                 if time > best_time:
                     continue
-                if time == best_time and (positions[row] ^ flip_order) >= (best[slot, 2] ^ flip_order):
+                if time == best_time and (positions[row] ^ flip_order) >= (words[slot, at + 2] ^ flip_order):
                     continue
-        best[slot, 0] = ranks[row]
-        best[slot, 1] = times[row]
-        best[slot, 2] = positions[row]
-        if rows[slot] < 2:
-            touched[number] = slot
+        words[slot, at] = ranks[row]
+        words[slot, at + 1] = times[row]
+        words[slot, at + 2] = positions[row]
+        if words[slot, at + 3] < 2:
+            touched[number] = np.int64(slot)
             number += 1
-        rows[slot] = row + 2
+        words[slot, at + 3] = row + 2
     return number

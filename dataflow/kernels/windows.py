@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataflow.kernels import kernel
+from dataflow.kernels import helper, kernel
 from dataflow.message import Int64Array
 
 _MIN, _MAX = -(2**63) + 1, 2**63 - 1
+_BLOCK = 128
+"""Rows that are tested together: mostly all of them are alike, and then loops without branches do."""
+
+
+@helper
+def _limits(values: Int64Array, start: np.uint64, end: np.uint64) -> tuple[int, int]:
+    """The least and the greatest of some values."""
+    low = _MAX
+    high = -(2**63)
+    for row in range(start, end):
+        low = min(low, values[row])
+        high = max(high, values[row])
+    return low, high
 
 
 @kernel
@@ -19,19 +32,27 @@ def panes_of(time_us: Int64Array, size_us: int, offset_us: int, panes: Int64Arra
     low = 1
     high = 0
     pane = 0
-    for row in range(len(time_us)):
-        time = time_us[row]
-        if time < low or time >= high:
-            # floor((time - offset) / size) without the difference, which may not fit
-            pane = time // size_us
-            if time - pane * size_us < offset_us:
-                pane -= 1
-            low = pane * size_us + offset_us
-            high = low + size_us
-            if high < low:  # a window at the limits wraps: never trust the run
-                low = 1
-                high = 0
-        panes[row] = pane
+    for block in range(0, len(time_us), _BLOCK):
+        start = np.uint64(block)
+        end = np.uint64(min(block + _BLOCK, len(time_us)))
+        least, most = _limits(time_us, start, end)
+        if least >= low and most < high:
+            for row in range(start, end):
+                panes[row] = pane
+            continue
+        for row in range(start, end):
+            time = time_us[row]
+            if time < low or time >= high:
+                # floor((time - offset) / size) without the difference, which may not fit
+                pane = time // size_us
+                if time - pane * size_us < offset_us:
+                    pane -= 1
+                low = pane * size_us + offset_us
+                high = low + size_us
+                if high < low:  # a window at the limits wraps: never trust the run
+                    low = 1
+                    high = 0
+            panes[row] = pane
 
 
 @kernel
@@ -44,17 +65,31 @@ def event_times(ticks: Int64Array, factor: int, delay_us: int, time_us: Int64Arr
     least = _MAX
     most = _MIN
     behind = False
-    for row in range(len(ticks)):
-        time = ticks[row]
-        if factor < 0:
-            time = time // -factor
+    for block in range(0, len(ticks), _BLOCK):
+        start = np.uint64(block)
+        end = np.uint64(min(block + _BLOCK, len(ticks)))
+        low, high = _limits(ticks, start, end)
+        if factor > 0 and low >= -limit and high <= limit:
+            for row in range(start, end):
+                time_us[row] = ticks[row] * factor
+            low *= factor
+            high *= factor
         else:
-            time = _MAX if time > limit else (_MIN if time < -limit else time * factor)
-        time_us[row] = time
-        least = min(least, time)
-        most = max(most, time)
+            for row in range(start, end):
+                time = ticks[row]
+                if factor < 0:
+                    time = time // -factor
+                else:
+                    time = _MAX if time > limit else (_MIN if time < -limit else time * factor)
+                time_us[row] = time
+            low, high = _limits(time_us, start, end)
+        least = min(least, low)
         # in unsigned numbers the difference always fits
-        behind |= bool(np.uint64(most) - np.uint64(time) > np.uint64(delay_us))
+        if np.uint64(max(most, high)) - np.uint64(low) > np.uint64(delay_us):
+            for row in range(start, end):
+                most = max(most, time_us[row])
+                behind |= bool(np.uint64(most) - np.uint64(time_us[row]) > np.uint64(delay_us))
+        most = max(most, high)
     return least, most, behind
 
 

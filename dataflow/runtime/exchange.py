@@ -22,6 +22,7 @@ class Edge(Receiver):
 
     def __init__(self, channels: Sequence[Channel], keys: tuple[str, ...], ordered: bool) -> None:
         self.channels, self.keys, self.ordered = channels, keys, ordered
+        self.owners = len(channels)
         self._boxes: list[deque[Message]] = [deque() for _ in channels]
 
     def on_batch(self, batch: Batch) -> None:
@@ -30,14 +31,15 @@ class Edge(Receiver):
         if len(self.channels) == 1:
             self._boxes[0].append(batch)
             return
-        from dataflow.kernels.exchange import split_by_group
-        from dataflow.state.keyed import row_hashes
+        bounds = batch.owner_bounds
+        if bounds is None:
+            from dataflow.state.keyed import split_by_owner
 
-        order, bounds = split_by_group(row_hashes([batch.columns[key] for key in self.keys]), len(self.channels))
-        sorted_batch = batch.take(order)
+            order, bounds = split_by_owner([batch.columns[key] for key in self.keys], len(self.channels))
+            batch = batch.take(order)
         for box, start, end in zip(self._boxes, bounds[:-1], bounds[1:], strict=True):
             if end > start:
-                box.append(sorted_batch.slice(start, end - start))
+                box.append(batch.slice(start, end - start))
 
     def on_watermark(self, time_us: int) -> None:
         self.send(Watermark(time_us))

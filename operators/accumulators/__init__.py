@@ -1,8 +1,7 @@
 """Aggregates: what each function keeps of a group's rows, how that merges, and what it becomes.
 
 An `AggregateSet` is the checked meaning of one `agg`: it splits its aggregates into primitives and shares them (sum and
-mean of one column are one pass over it). An `AggregateState` holds the primitives' arrays for the groups of one
-task. Everything here is independent of how the rows came in batches and of who had which.
+mean of one column are one pass over it). An `AggregateState` holds the words of the groups of one task. Everything here is independent of how the rows came in batches and of who had which.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataflow.errors import TypeMismatchError
 from dataflow.expr import Bad, Expr
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
 from dataflow.message import BoolArray, Int64Array, plain
-from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder, Rows
+from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder, Rows, Taken
 
 __all__ = ["AggregateSet", "AggregateState", "Finished", "RowOrder"]
 
@@ -43,7 +42,7 @@ class _Result:
 
     field: pa.Field
     primitive: int
-    finish: Callable[[Accumulator, Int64Array], tuple[pa.Array, BoolArray | None]]
+    finish: Callable[[Accumulator, Taken], tuple[pa.Array, BoolArray | None]]
     told: str
 
 
@@ -61,10 +60,11 @@ class AggregateSet:
         self.mergeable = "quantile" not in functions
         self.needs_order = not functions.isdisjoint({"first", "last", "max_by", "min_by"})
         made = [primitive.make() for _, primitive in self._primitives.values()]
+        width = sum(one.width for one in made)
+        values = [kind for one in made for kind in one.value_types]
         self.partial_fields: list[pa.Field] = [
-            pa.field(f"#p{number}.{place}", kind)
-            for number, one in enumerate(made)
-            for place, kind in enumerate(one.partial_types)
+            pa.field("#words", pa.binary(8 * width)),
+            *(pa.field(f"#value{number}", kind) for number, kind in enumerate(values)),
         ]
 
     def build(self) -> AggregateState:
@@ -117,14 +117,19 @@ class AggregateState:
     ) -> None:
         self._primitives, self._results, self._types = primitives, results, types
         self._accumulators = [primitive.make() for primitive in primitives]
-        self._room = 0
+        width = 0
+        for one in self._accumulators:
+            one.at = width
+            width += one.width
+        self._words: Int64Array = np.zeros((0, width), dtype=np.int64)
 
     def grow(self, count: int) -> None:
-        """Make room for slots below `count`."""
-        if count > self._room:
-            self._room = max(ROOM_MIN, 1 << (count - 1).bit_length())
-            for one in self._accumulators:
-                one.grow(self._room)
+        """Make room for slots below `count`; new ones are empty groups."""
+        known = self._words
+        if count > len(known):
+            room = max(ROOM_MIN, 1 << (count - 1).bit_length())
+            self._words = np.zeros((room, known.shape[1]), dtype=np.int64)
+            self._words[: len(known)] = known
 
     def update(self, slots: Int64Array, arrays: Sequence[pa.Array], order: RowOrder | None) -> None:
         """Take in rows: their slots, and the set's inputs of each."""
@@ -133,7 +138,7 @@ class AggregateState:
             if primitive.compares_in_arrow:
                 self._offer(primitive, accumulator, slots, arrays, order)
             else:
-                accumulator.update(self._rows(primitive, slots, arrays, order, seen))
+                accumulator.update(self._words, self._rows(primitive, slots, arrays, order, seen))
 
     def _rows(
         self,
@@ -203,38 +208,52 @@ class AggregateState:
             slots, values, ranks = slots[valid], values.filter(mask), ranks.filter(mask)
             order = order and RowOrder(order.time_us[valid], order.positions[valid])
         if len(slots):
-            accumulator.offer(slots, values, ranks, order)
+            accumulator.offer(self._words, slots, values, ranks, order)
 
     def partial(self, slots: Int64Array) -> list[pa.Array]:
         """All that is known of these groups, in the set's `partial_fields`."""
-        return [column for one in self._accumulators for column in one.partial(slots)]
+        taken = self._taken(slots)
+        values = [column for one in self._accumulators for column in one.values(taken)]
+        kind = pa.binary(8 * taken.words.shape[1])
+        return [pa.Array.from_buffers(kind, len(slots), [None, pa.py_buffer(taken.words)]), *values]
 
     def merge(self, slots: Int64Array, arrays: Sequence[pa.Array]) -> None:
-        """Take in what other tasks know of these groups."""
+        """Take in what another task knows of these groups."""
+        packed, *values = arrays
+        width = self._words.shape[1]
+        start = packed.offset * width
+        words = np.frombuffer(packed.buffers()[1], dtype=np.int64)[start : start + len(slots) * width]
+        given = Taken(slots, words.reshape(len(slots), width))
         at = 0
         for one in self._accumulators:
-            end = at + len(one.partial_types)
-            one.merge(slots, arrays[at:end])
+            end = at + len(one.value_types)
+            one.merge(self._words, given, values[at:end])
             at = end
 
     def finish(self, slots: Int64Array) -> Finished:
         """The results of these groups; each group is asked once."""
         columns, bad = [], []
+        taken = self._taken(slots)
         for result in self._results:
-            column, failed = result.finish(self._accumulators[result.primitive], slots)
+            column, failed = result.finish(self._accumulators[result.primitive], taken)
             columns.append(column)
             if failed is not None and failed.any():
                 bad.append(Bad(failed, "DF0302", f"the sum `{result.told}` does not fit into 64 bits"))
         return Finished(columns, tuple(bad))
 
+    def _taken(self, slots: Int64Array) -> Taken:
+        return Taken(slots, np.take(self._words, slots, axis=0))
+
     def keep(self, kept: Int64Array, count: int) -> None:
-        """Slot i is from now on what slot kept[i] was; there were `count`."""
+        """Slot i is from now on what slot kept[i] was; there were `count`. `kept` ascends."""
+        self._words[: len(kept)] = np.take(self._words, kept, axis=0)
+        self._words[len(kept) : count] = 0
         for one in self._accumulators:
-            one.keep(kept, count)
+            one.keep(kept)
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in self._accumulators)
+        return self._words.nbytes + sum(one.nbytes for one in self._accumulators)
 
 
 _NO_NUMBERS: np.ndarray = np.empty(0, dtype=np.int64)

@@ -1,4 +1,9 @@
-"""What every accumulator keeps and does. State is arrays indexed by slot; the slots are the groups' business."""
+"""What every accumulator keeps and does.
+
+The state of a group is one row of 64-bit words, in which each accumulator owns some columns; a row of zeros is an
+empty group. So groups are made, moved and sent to another task whatever their aggregates are. Only values of other
+types (texts, lists) are kept apart, by the accumulators that need them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.expr import Bad
-from dataflow.message import BoolArray, Int64Array
+from dataflow.message import BoolArray, Float64Array, Int64Array
 
 
 class RowOrder(NamedTuple):
@@ -34,46 +39,49 @@ class Rows:
     order: RowOrder | None
 
 
-class Accumulator:
-    """State of one primitive for many groups. `partial` columns say all that `merge` needs."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Some groups: their slots, and a copy of their words."""
 
-    partial_types: Sequence[pa.DataType] = ()
+    slots: Int64Array
+    words: Int64Array
+
+    @property
+    def floats(self) -> Float64Array:
+        """The same words, as floats."""
+        return self.words.view(np.float64)
+
+
+class Accumulator:
+    """One primitive. `at` is the column of its first word; the `words` of all groups are handed to it."""
+
+    width = 0
+    """How many words it keeps for each group."""
+    value_types: Sequence[pa.DataType] = ()
+    """The types of what else it hands to other tasks."""
 
     def __init__(self) -> None:
-        self.capacity = 0
+        self.at = 0
 
-    def arrays(self) -> list[str]:
-        """The names of the attributes that are indexed by slot; all start as zeros."""
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        """Take in rows."""
         raise NotImplementedError
 
-    def grow(self, capacity: int) -> None:
-        """Make room; new slots are empty groups."""
-        for name in self.arrays():
-            array = getattr(self, name)
-            grown = np.zeros((capacity, *array.shape[1:]), dtype=array.dtype)
-            grown[: len(array)] = array
-            setattr(self, name, grown)
-        self.capacity = capacity
+    def values(self, taken: Taken) -> list[pa.Array]:
+        """What other tasks need of these groups besides their words, which it may change for them."""
+        return []
 
-    def keep(self, kept: Int64Array, count: int) -> None:
-        """Slot i becomes what slot kept[i] was; the others below `count` are empty again. `kept` ascends."""
-        for name in self.arrays():
-            array = getattr(self, name)
-            array[: len(kept)] = array[kept]
-            array[len(kept) : count] = 0
-
-    def update(self, rows: Rows) -> None:
+    def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
+        """Take in what another task knows of groups: `given` has their words there, and the slots here."""
         raise NotImplementedError
 
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
-        raise NotImplementedError
-
-    def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        raise NotImplementedError
+    def keep(self, kept: Int64Array) -> None:
+        """Slot i becomes what slot kept[i] was, for what is not in the words. `kept` ascends."""
 
     @property
     def nbytes(self) -> int:
-        return sum(getattr(self, name).nbytes for name in self.arrays())
+        """Bytes of what is not in the words."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from dataflow.aggregates import Aggregate
 from dataflow.errors import TypeMismatchError
 from dataflow.message import BoolArray, Int64Array
 from dataflow.operators.accumulators import has_numbers
-from dataflow.operators.accumulators.base import Accumulator
+from dataflow.operators.accumulators.base import Accumulator, Taken
 from dataflow.operators.accumulators.numbers import Count, Extreme, FloatExtreme, FloatSum, IntSum, floats_of
 from dataflow.operators.accumulators.quantile import Values, interpolated
 from dataflow.operators.accumulators.winners import ArrowWinner, Winner
 
-Finish = Callable[[Accumulator, Int64Array], tuple[pa.Array, BoolArray | None]]
+Finish = Callable[[Accumulator, Taken], tuple[pa.Array, BoolArray | None]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _count(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
         ("count",),
         Count,
         pa.int64(),
-        lambda one, slots: (pa.array(cast(Count, one).number(slots)), None),
+        lambda one, taken: (pa.array(cast(Count, one).number(taken)), None),
     )
 
 
@@ -66,24 +66,24 @@ def _sum(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
     return Meaning(key, make, pa.int64(), _finish_int_sum)
 
 
-def _finish_float_sum(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, None]:
+def _finish_float_sum(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
     sums = cast(FloatSum, one)
-    return _where_any(sums.total(slots), sums.number(slots)), None
+    return _where_any(sums.total(taken), sums.number(taken)), None
 
 
-def _finish_int_sum(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, BoolArray]:
+def _finish_int_sum(one: Accumulator, taken: Taken) -> tuple[pa.Array, BoolArray]:
     sums = cast(IntSum, one)
-    bad = sums.too_large(slots)
-    return pa.array(sums.low(slots), mask=(sums.number(slots) == 0) | bad), bad
+    bad = sums.too_large(taken)
+    return pa.array(sums.low(taken), mask=(sums.number(taken) == 0) | bad), bad
 
 
 def _mean(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
     key, make = _sum_primitive(aggregate, kinds[0])
 
-    def finish(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, None]:
+    def finish(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
         sums = cast(FloatSum | IntSum, one)
-        number = sums.number(slots)
-        return _where_any(sums.total(slots) / np.maximum(number, 1), number), None
+        number = sums.number(taken)
+        return _where_any(sums.total(taken) / np.maximum(number, 1), number), None
 
     return Meaning(key, make, pa.float64(), finish)
 
@@ -107,7 +107,7 @@ def _extreme(largest: bool) -> Callable[[Aggregate, Sequence[pa.DataType]], Mean
             ("extreme", largest),
             lambda: ArrowWinner(kind, kind, largest=largest, ordered=False),
             kind,
-            lambda one, slots: (cast(ArrowWinner, one).value(slots), None),
+            lambda one, taken: (cast(ArrowWinner, one).value(taken), None),
             compares_in_arrow=True,
         )
 
@@ -115,17 +115,17 @@ def _extreme(largest: bool) -> Callable[[Aggregate, Sequence[pa.DataType]], Mean
 
 
 def _finish_float_extreme(kind: pa.DataType) -> Finish:
-    def finish(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, None]:
+    def finish(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
         extreme = cast(Extreme, one)
-        return _where_any(floats_of(extreme.best[slots]), extreme.number(slots)).cast(kind), None
+        return _where_any(floats_of(extreme.best(taken)), extreme.number(taken)).cast(kind), None
 
     return finish
 
 
 def _finish_int_extreme(kind: pa.DataType) -> Finish:
-    def finish(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, None]:
+    def finish(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
         extreme = cast(Extreme, one)
-        found = _where_any(extreme.best[slots], extreme.number(slots))
+        found = _where_any(extreme.best(taken), extreme.number(taken))
         return of_ints(found, kind), None
 
     return finish
@@ -151,7 +151,7 @@ def _edge(latest: bool) -> Callable[[Aggregate, Sequence[pa.DataType]], Meaning]
             ("edge", latest, nulls),
             lambda: Winner(kind, by_rank=False, largest=True, latest=latest),
             kind,
-            lambda one, slots: (cast(Winner, one).value(slots), None),
+            lambda one, taken: (cast(Winner, one).value(taken), None),
             takes_nulls=nulls,
         )
 
@@ -166,7 +166,7 @@ def _by(largest: bool) -> Callable[[Aggregate, Sequence[pa.DataType]], Meaning]:
                 ("by", largest),
                 lambda: Winner(kind, by_rank=True, largest=largest, latest=False),
                 kind,
-                lambda one, slots: (cast(Winner, one).value(slots), None),
+                lambda one, taken: (cast(Winner, one).value(taken), None),
                 takes_nulls=True,
             )
         if not _is_comparable(order):
@@ -175,7 +175,7 @@ def _by(largest: bool) -> Callable[[Aggregate, Sequence[pa.DataType]], Meaning]:
             ("by", largest),
             lambda: ArrowWinner(kind, order, largest=largest, ordered=True),
             kind,
-            lambda one, slots: (cast(ArrowWinner, one).value(slots), None),
+            lambda one, taken: (cast(ArrowWinner, one).value(taken), None),
             compares_in_arrow=True,
         )
 
@@ -189,8 +189,8 @@ def _quantile(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
             f"`{aggregate!r}` needs numbers, but its input is {kind}", help='cast it: `.cast("float64")`'
         )
 
-    def finish(one: Accumulator, slots: Int64Array) -> tuple[pa.Array, None]:
-        values, bounds = cast(Values, one).take(slots)
+    def finish(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
+        values, bounds = cast(Values, one).take(taken.slots)
         return _where_any(*interpolated(values, bounds, q)), None
 
     return Meaning(("values",), lambda: Values(pa.types.is_uint64(kind)), pa.float64(), finish)

@@ -10,159 +10,113 @@ import pyarrow as pa
 
 from dataflow.kernels import accumulate as kernels
 from dataflow.message import BoolArray, Float64Array, Int64Array
-from dataflow.operators.accumulators.base import Accumulator, Rows
-
-
-def _plain(column: pa.Array) -> np.ndarray:
-    values: np.ndarray = column.to_numpy(zero_copy_only=False)
-    return values
+from dataflow.operators.accumulators.base import Accumulator, Rows, Taken
 
 
 class Count(Accumulator):
     """How many rows, or values that are not null."""
 
-    partial_types = (pa.int64(),)
+    width = 1
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Int64Array = np.zeros(0, dtype=np.int64)
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        kernels.count_rows(rows.slots, rows.valid, words, self.at)
 
-    def arrays(self) -> list[str]:
-        return ["counts"]
+    def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
+        kernels.merge_counts(given.slots, given.words, words, self.at)
 
-    def update(self, rows: Rows) -> None:
-        kernels.count_rows(rows.slots, rows.valid, self.counts)
-
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
-        return [pa.array(self.counts[slots])]
-
-    def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        np.add.at(self.counts, slots, _plain(columns[0]))
-
-    def number(self, slots: Int64Array) -> Int64Array:
-        return self.counts[slots]
+    def number(self, taken: Taken) -> Int64Array:
+        return taken.words[:, self.at]
 
 
 class FloatSum(Accumulator):
     """A sum of the finite values in three parts, their number, and what else was met."""
 
-    partial_types = (pa.float64(), pa.float64(), pa.float64(), pa.float64(), pa.int64())
+    width = 5
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sums: Float64Array = np.zeros((0, 4))
-        self.met: Int64Array = np.zeros(0, dtype=np.int64)
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        kernels.sum_floats(rows.slots, rows.plain, rows.valid, words, self.at)
 
-    def arrays(self) -> list[str]:
-        return ["sums", "met"]
+    def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
+        kernels.merge_floats(given.slots, given.words, words, self.at)
 
-    def update(self, rows: Rows) -> None:
-        kernels.sum_floats(rows.slots, rows.plain, rows.valid, self.sums, self.met)
+    def number(self, taken: Taken) -> Int64Array:
+        return taken.words[:, self.at + 3]
 
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
-        sums = self.sums[slots]
-        return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(4)] + [pa.array(self.met[slots])]
-
-    def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        high, middle, low, number, met = map(_plain, columns)
-        kernels.merge_floats(slots, high, middle, low, number, met, self.sums, self.met)
-
-    def number(self, slots: Int64Array) -> Int64Array:
-        number: Int64Array = self.sums[slots, 3].astype(np.int64)
-        return number
-
-    def total(self, slots: Int64Array) -> Float64Array:
+    def total(self, taken: Taken) -> Float64Array:
         """The sums, rounded once."""
-        high, middle, low, met = *self.sums[slots, :3].T, self.met[slots]
+        high, middle, low = taken.floats[:, self.at : self.at + 3].T
+        met = taken.words[:, self.at + 4]
         with np.errstate(invalid="ignore"):
             total: Float64Array = high + middle
             back = total - high
             lost = (high - (total - back)) + (middle - back)
             total = np.where(np.isfinite(middle + low), total + (lost + low), high) + 0.0
-        total[met == kernels.PLUS_INF] = np.inf
-        total[met == kernels.MINUS_INF] = -np.inf
-        total[(met & kernels.NAN > 0) | (met & 6 == 6)] = np.nan
+        if met.any():
+            total[met == kernels.PLUS_INF] = np.inf
+            total[met == kernels.MINUS_INF] = -np.inf
+            total[(met & kernels.NAN > 0) | (met & 6 == 6)] = np.nan
         return total
 
 
 class IntSum(Accumulator):
     """A sum of 128 bits and the number of values."""
 
-    partial_types = (pa.int64(), pa.int64(), pa.int64())
+    width = 3
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sums: Int64Array = np.zeros((0, 3), dtype=np.int64)
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        kernels.sum_ints(rows.slots, rows.plain, rows.valid, words, self.at)
 
-    def arrays(self) -> list[str]:
-        return ["sums"]
+    def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
+        kernels.merge_ints(given.slots, given.words, words, self.at)
 
-    def update(self, rows: Rows) -> None:
-        kernels.sum_ints(rows.slots, rows.plain, rows.valid, self.sums)
+    def number(self, taken: Taken) -> Int64Array:
+        return taken.words[:, self.at + 2]
 
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
-        sums = self.sums[slots]
-        return [pa.array(np.ascontiguousarray(sums[:, n])) for n in range(3)]
-
-    def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        low, high, number = map(_plain, columns)
-        kernels.merge_ints(slots, low, high, number, self.sums)
-
-    def number(self, slots: Int64Array) -> Int64Array:
-        number: Int64Array = self.sums[slots, 2]
-        return number
-
-    def too_large(self, slots: Int64Array) -> BoolArray:
+    def too_large(self, taken: Taken) -> BoolArray:
         """Which sums do not fit into 64 bits."""
-        wide: BoolArray = self.sums[slots, 1] != self.sums[slots, 0] >> 63
+        wide: BoolArray = taken.words[:, self.at + 1] != self.low(taken) >> 63
         return wide
 
-    def low(self, slots: Int64Array) -> Int64Array:
+    def low(self, taken: Taken) -> Int64Array:
         """The sums, where they fit."""
-        low: Int64Array = self.sums[slots, 0]
-        return low
+        return taken.words[:, self.at]
 
-    def total(self, slots: Int64Array) -> Float64Array:
+    def total(self, taken: Taken) -> Float64Array:
         """The sums as floats, rounded once where they fit into 64 bits."""
-        low, high = self.sums[slots, 0], self.sums[slots, 1]
-        wide = high.astype(np.float64) * 2.0**64 + low.view(np.uint64).astype(np.float64)
+        low, high = self.low(taken), taken.words[:, self.at + 1]
+        wide = high.astype(np.float64) * 2.0**64 + low.astype(np.uint64).astype(np.float64)
         total: Float64Array = np.where(high == low >> 63, low.astype(np.float64), wide)
         return total
 
 
 class Extreme(Accumulator):
-    """The greatest or least value, as an int that orders like it."""
+    """The greatest or least value, as an int that orders like it, and the number of values."""
 
-    partial_types = (pa.int64(), pa.int64())
+    width = 2
 
     def __init__(self, largest: bool) -> None:
         super().__init__()
         self.flip = 0 if largest else -1
-        self.best: Int64Array = np.zeros(0, dtype=np.int64)
-        self.counts: Int64Array = np.zeros(0, dtype=np.int64)
 
-    def arrays(self) -> list[str]:
-        return ["best", "counts"]
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        kernels.extremes(rows.slots, rows.plain, rows.valid, self.flip, words, self.at)
 
-    def update(self, rows: Rows) -> None:
-        kernels.extremes(rows.slots, rows.plain, rows.valid, self.flip, self.best, self.counts)
+    def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
+        kernels.extremes(given.slots, self.best(given), self.number(given) > 0, self.flip, words, self.at)
 
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
-        return [pa.array(self.best[slots]), pa.array(self.counts[slots])]
+    def best(self, taken: Taken) -> Int64Array:
+        return taken.words[:, self.at]
 
-    def merge(self, slots: Int64Array, columns: Sequence[pa.Array]) -> None:
-        best, counts = map(_plain, columns)
-        kernels.extremes(slots, best, counts > 0, self.flip, self.best, self.counts)
-
-    def number(self, slots: Int64Array) -> Int64Array:
-        return self.counts[slots]
+    def number(self, taken: Taken) -> Int64Array:
+        """Above 0 for groups that had a value."""
+        return taken.words[:, self.at + 1]
 
 
 class FloatExtreme(Extreme):
     """Floats are compared as ints that order alike."""
 
-    def update(self, rows: Rows) -> None:
-        super().update(replace(rows, plain=ranks_of(rows.plain)))
+    def update(self, words: Int64Array, rows: Rows) -> None:
+        super().update(words, replace(rows, plain=ranks_of(rows.plain)))
 
 
 def ranks_of(values: np.ndarray) -> Int64Array:

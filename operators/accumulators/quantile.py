@@ -22,10 +22,7 @@ class Values(Accumulator):
         self._values: list[Float64Array] = []
         self._given: tuple[Int64Array, Float64Array, Int64Array] | None = None
 
-    def arrays(self) -> list[str]:
-        return []
-
-    def update(self, rows: Rows) -> None:
+    def update(self, words: Int64Array, rows: Rows) -> None:
         slots, values = rows.slots, rows.plain.view(np.uint64) if self._unsigned else rows.plain
         self._given = None
         if len(rows.valid):
@@ -33,7 +30,7 @@ class Values(Accumulator):
         self._slots.append(slots.copy())  # the table uses that memory again, and the batch's is not to be held
         self._values.append(values.astype(np.float64))
 
-    def keep(self, kept: Int64Array, count: int) -> None:
+    def keep(self, kept: Int64Array) -> None:
         slots, values = self._joined()
         new = np.full(max(int(slots.max(initial=-1)), int(kept.max(initial=-1))) + 1, -1, dtype=np.int64)
         new[kept] = np.arange(len(kept))

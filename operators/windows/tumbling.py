@@ -42,6 +42,9 @@ class TumblingWindow:
     def end_us(self, panes: Int64Array) -> Int64Array:
         return self._edge_us(panes, 1)
 
+    def last_ended(self, time_us: int) -> int:
+        return (time_us - self.offset_us % self.size_us) // self.size_us - 1
+
     def _edge_us(self, panes: Int64Array, after: int) -> Int64Array:
         offset_us = self.offset_us % self.size_us
         low, high = -((-TIME_MIN_US + offset_us) // self.size_us), (TIME_MAX_US - offset_us) // self.size_us

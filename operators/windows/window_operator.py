@@ -10,6 +10,7 @@ has passed its end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -21,6 +22,8 @@ from dataflow.aggregates import Aggregate
 from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
+from dataflow.kernels.gateway import column_of, ints_of
+from dataflow.kernels.grouping import DEAD_PANE
 from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
 from dataflow.operators.base import (
@@ -36,7 +39,7 @@ from dataflow.operators.base import (
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
 from dataflow.schema import check_key_type
-from dataflow.state.keyed import Groups
+from dataflow.state.keyed import Groups, split_by_owner
 
 PANE = "#pane"
 TIME = "#time"
@@ -140,6 +143,14 @@ class WindowInput(Operator):
         self.spec, self.event_time, self.aggregates = spec, source.event_time, aggregates
         self.inputs: list[BoundExpr] = [expr.bind(source.schema) for expr in aggregates.inputs]
         self.time_type = window_time_type(source)
+        self.last_final = self.spec.window.last_ended(TIME_MIN_US)
+
+    def on_watermark(self, time_us: int) -> None:
+        """Hand on only a watermark at which a pane becomes final: each one turns several tasks."""
+        last = self.spec.window.last_ended(time_us - self.spec.lateness_us)
+        if last > self.last_final or time_us == TIME_MAX_US:
+            self.last_final = last
+            self.out.on_watermark(time_us)
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
@@ -173,9 +184,10 @@ class WindowInput(Operator):
             evaluated = bound.evaluate(batch.columns, batch.num_rows)
             columns[f"#{number}"] = evaluated.values
             bad.extend(evaluated.bad)
-        columns[PANE] = pa.array(panes)
+        columns[PANE] = column_of(panes)
         if self.aggregates.needs_order:
-            columns[TIME], columns[POSITION] = pa.array(time_us), pa.array(batch.positions)
+            assert batch.positions is not None
+            columns[TIME], columns[POSITION] = column_of(time_us), column_of(batch.positions)
         made = Batch(columns, batch.num_rows, batch.place)
         if bad and (rows := send_errors(batch, bad, self)) is not None:
             made = made.without(rows)
@@ -190,30 +202,32 @@ class WindowGroups:
         self.window, self.lateness_us, self.by = spec.window, spec.lateness_us, spec.by
         self.groups = Groups([source.schema.field(name).type for name in spec.by])
         self.state = aggregates.build()
-        self.next_final_us: int = TIME_MAX_US
-        """Below this watermark no group is due."""
+        self.oldest: float = math.inf
+        """The least pane of the groups; infinite without any."""
 
     def slots_of(self, batch: Batch) -> Int64Array:
         """The slot of each row's group; new groups are made."""
         known = self.groups.count
         keys = [batch.columns[name] for name in self.by]
-        slots = self.groups.slots(keys, batch.columns[PANE].to_numpy())
+        slots = self.groups.slots(keys, ints_of(batch.columns[PANE]))
         if self.groups.count > known:
             self.state.grow(self.groups.count)
-            fresh = final_us(self.window, self.groups.panes[known:], self.lateness_us)
-            self.next_final_us = min(self.next_final_us, int(fresh.min()))
+            self.oldest = min(self.oldest, int(self.groups.panes[known:].min()))
         return slots
 
     def due(self, watermark_us: int) -> Int64Array | None:
         """The slots of the groups that are final now, or None for none."""
-        if watermark_us < self.next_final_us:
+        if watermark_us == TIME_MAX_US:
+            slots = self.groups.live_slots()
+            self.oldest = math.inf
+            return slots if len(slots) else None
+        last = self.window.last_ended(watermark_us - self.lateness_us)
+        if self.oldest > last:
             return None
-        live = self.groups.live_slots()
-        at_us = final_us(self.window, self.groups.panes[live], self.lateness_us)
-        is_due = at_us <= watermark_us
-        left = at_us[~is_due]
-        self.next_final_us = int(left.min()) if len(left) else TIME_MAX_US
-        return live[is_due] if is_due.any() else None
+        panes = self.groups.panes
+        waits = panes > last
+        self.oldest = int(panes[waits].min()) if waits.any() else math.inf
+        return np.flatnonzero(~waits & (panes != DEAD_PANE))
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
@@ -255,16 +269,22 @@ class PartialAggregate(Operator):
     def _emit(self, slots: Int64Array) -> None:
         if not len(slots):
             return
-        columns = dict(zip(self.groups.by, self.groups.groups.keys(slots), strict=True))
-        columns[PANE] = pa.array(self.groups.groups.panes[slots])
+        groups, bounds = self.groups.groups, None
+        keys = groups.keys(slots)
+        if keys and self.out.owners > 1:
+            order, bounds = split_by_owner(keys, self.out.owners)
+            slots = slots[order]
+            keys = groups.keys(slots)
+        columns = dict(zip(self.groups.by, keys, strict=True))
+        columns[PANE] = column_of(groups.panes[slots])
         columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
         self.groups.release(slots)
-        self.out.on_batch(Batch(columns, len(slots), DERIVED))
+        self.out.on_batch(Batch(columns, len(slots), DERIVED, owner_bounds=bounds))
 
 
 def row_order(batch: Batch, needed: bool) -> RowOrder | None:
     """Event time and position of the rows, if an aggregate depends on their order."""
-    return RowOrder(batch.columns[TIME].to_numpy(), batch.columns[POSITION].to_numpy()) if needed else None
+    return RowOrder(ints_of(batch.columns[TIME]), ints_of(batch.columns[POSITION])) if needed else None
 
 
 class CloseWindows(Operator):

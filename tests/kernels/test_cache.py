@@ -19,11 +19,11 @@ COUNT = """
 import numpy as np, numba
 from dataflow import kernels
 from dataflow.kernels.accumulate import count_rows
-counts = np.zeros(2, dtype=np.int64)
+counts = np.zeros((2, 1), dtype=np.int64)
 numba.njit(lambda x: x + 1)(1)  # a function of the program itself: says nothing
 print("own compiled", flush=True)
-count_rows(np.array([0, 1, 1]), np.empty(0, dtype=np.bool_), counts)
-print(counts.tolist(), [(one.name, one.seconds > 0) for one in kernels.instances()], repr(numba.config.CACHE_DIR))
+count_rows(np.array([0, 1, 1]), np.empty(0, dtype=np.bool_), counts, 0)
+print(counts.ravel().tolist(), [(one.name, one.seconds > 0) for one in kernels.instances()], repr(numba.config.CACHE_DIR))
 """
 
 
@@ -62,13 +62,13 @@ def test_importing_dataflow_or_a_kernel_does_not_import_numba(tmp_path: Path) ->
 
 
 def test_read_only_and_strided_arrays_make_no_further_signature() -> None:
-    counts = np.zeros(3, dtype=np.int64)
+    counts = np.zeros((3, 1), dtype=np.int64)
     slots = np.array([0, 9, 1, 9, 1, 9])[::2]
-    count_rows(slots, ALL_VALID, counts)
+    count_rows(slots, ALL_VALID, counts, 0)
     frozen = slots.copy()
     frozen.setflags(write=False)
-    count_rows(frozen, np.array([True, True, False]), counts)
-    assert counts.tolist() == [2, 3, 0]
+    count_rows(frozen, np.array([True, True, False]), counts, 0)
+    assert counts.ravel().tolist() == [2, 3, 0]
     assert sum(one.name == "count_rows" for one in kernels.instances()) == 1
     assert not frozen.flags.writeable
 

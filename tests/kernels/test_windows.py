@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from dataflow.kernels.windows import event_times, panes_of, running_watermark
 
 LOW, HIGH = -(2**63) + 1, 2**63 - 1
-times = st.lists(st.integers(LOW, HIGH) | st.integers(-100, 100) | st.sampled_from([LOW, HIGH]), min_size=1)
+some = st.lists(st.integers(LOW, HIGH) | st.integers(-100, 100) | st.sampled_from([LOW, HIGH]), min_size=1)
+many = st.tuples(some, st.integers(-100, 100), st.integers(1, 300)).map(lambda p: [*p[0], *([p[1]] * p[2]), *p[0]])
+times = some | many
+"""A few times of all kinds; or so many alike between them that the kernels take them by blocks."""
 
 
 @given(times, st.integers(1, 2**40), st.data())
