@@ -67,6 +67,8 @@ class Batch:
     """Event time of each row, where a step has computed it already."""
     owner_bounds: Sequence[int] | None = field(default=None, repr=False)
     """Where the rows of each task of the next stage begin and end, where a step has put them in that order already."""
+    in_order: tuple[str, ...] | None = field(default=None, repr=False)
+    """The columns of the key, where the rows are known to be in the order of event time and key."""
     _nbytes: int = field(default=-1, repr=False)
 
     @property
@@ -78,7 +80,10 @@ class Batch:
 
     def with_columns(self, columns: dict[str, pa.Array]) -> Batch:
         """The same rows with other columns."""
-        return Batch(columns, self.num_rows, self.place, self.watermark_before_us, self.positions, self.time_us)
+        made = Batch(columns, self.num_rows, self.place, self.watermark_before_us, self.positions, self.time_us)
+        if self.in_order is not None and all(columns.get(key) is self.columns[key] for key in self.in_order):
+            made.in_order = self.in_order
+        return made
 
     def filter(self, mask: pa.BooleanArray, kept: int) -> Batch:
         """The rows where `mask` is true (null is not); `kept` is their number."""
@@ -103,7 +108,7 @@ class Batch:
         taken = pa.RecordBatch.from_arrays(list(self.columns.values()), list(self.columns)).take(pa.array(rows))
         columns = dict(zip(self.columns, taken.columns, strict=True))
         made = self._rows(lambda column: column, lambda array: array[rows], len(rows))
-        made.columns = columns
+        made.columns, made.in_order = columns, None
         return made
 
     def slice(self, start: int, length: int) -> Batch:
@@ -124,6 +129,7 @@ class Batch:
             None if self.watermark_before_us is None else plain(self.watermark_before_us),
             None if self.positions is None else plain(self.positions),
             None if self.time_us is None else plain(self.time_us),
+            in_order=self.in_order,
         )
 
     def to_record_batch(self, schema: pa.Schema) -> pa.RecordBatch:

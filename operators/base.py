@@ -22,8 +22,8 @@ from dataflow.expr import Bad
 from dataflow.message import TIME_MIN_US, Batch, BoolArray, Int64Array
 from dataflow.system import System
 
-UNIT_ROWS = 65_536
-"""Rows of a unit where a source may choose: large enough that Python per batch does not show, and it fits the cache."""
+UNIT_ROWS = 262_144
+"""Rows of a unit where a source may choose: large enough that Python per batch does not show."""
 
 
 # ── sources ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,6 +244,9 @@ class OperatorContext:
 class Operator(Receiver):
     """The running logic of one step in one task. By default everything passes."""
 
+    may_hold: ClassVar[bool] = False
+    """Whether rows may wait here for another task. Then `held`, `discard` and `turn` say more than below."""
+
     def __init__(self, context: OperatorContext) -> None:
         self.context = context
         self.counts = context.counts
@@ -252,13 +255,8 @@ class Operator(Receiver):
         self.errors: Receiver = Receiver()
 
     @property
-    def settled(self) -> bool:
-        """False while the operator holds rows that wait for another task; a barrier waits for it."""
-        return True
-
-    @property
-    def held_batches(self) -> int:
-        """How many batches wait for another task."""
+    def held(self) -> int:
+        """How many batches or messages wait for another task; a barrier waits until there is none."""
         return 0
 
     def discard(self) -> None:

@@ -91,30 +91,43 @@ class WatermarkLine:
     def __init__(self, lock: Mutex) -> None:
         self._lock = lock
         self._frontiers: dict[int, _Frontier] = {}
+        self._awaited = False
+        """Whether a task has asked in vain."""
+        self.version = 0
+        """Changes with everything that is reported."""
 
     def register(self, partitions: Sequence[int]) -> None:
         """Partitions that hold the watermark back until they are heard of."""
         for partition in partitions:
             self._frontiers.setdefault(partition, _Frontier())
 
-    def report(self, partition: int, unit: int, max_us: int) -> None:
-        """The greatest time of a unit; once for each."""
+    def report(self, partition: int, unit: int, max_us: int) -> bool:
+        """The greatest time of a unit; once for each. True when a task may wait for it."""
         with self._lock:
+            self.version += 1
             frontier = self._frontiers[partition]
             frontier.ahead[unit] = max_us
             while frontier.unit in frontier.ahead:
                 frontier.max_us = max(frontier.max_us, frontier.ahead.pop(frontier.unit))
                 frontier.unit += 1
                 frontier.before[frontier.unit] = frontier.max_us
+            awaited, self._awaited = self._awaited, False
+            return awaited
 
     def finish(self, partition: int, units_total: int) -> None:
         """The partition has ended: it no longer holds the others back."""
         with self._lock:
+            self.version += 1
             self._frontiers[partition].units_total = units_total
 
     def before(self, partition: int, unit: int) -> int | None:
         """The greatest time before a unit, or None while an earlier unit has not reported."""
-        return self._frontiers[partition].before.get(unit)
+        known = self._frontiers[partition].before.get(unit)
+        if known is None:
+            with self._lock:
+                known = self._frontiers[partition].before.get(unit)
+                self._awaited = self._awaited or known is None
+        return known
 
     def passed(self, partition: int, unit: int) -> None:
         """Nobody asks again for the maximum before `unit`."""
@@ -146,6 +159,8 @@ class _Held:
 class AssignWatermark(Operator):
     """Computes the event time of each row and finds the rows behind the watermark of their partition."""
 
+    may_hold = True
+
     def __init__(self, spec: WatermarkSpec, line: WatermarkLine, context: OperatorContext) -> None:
         super().__init__(context)
         from dataflow.kernels import windows
@@ -155,13 +170,11 @@ class AssignWatermark(Operator):
         self.waiting: deque[_Held | int] = deque()
         self.unit_max_us: int = TIME_MIN_US
         self.sent_us: int = TIME_MIN_US
+        self.seen = 0
+        """The version of the line at the last look."""
 
     @property
-    def settled(self) -> bool:
-        return not self.waiting
-
-    @property
-    def held_batches(self) -> int:
+    def held(self) -> int:
         return len(self.waiting)
 
     def on_batch(self, batch: Batch) -> None:
@@ -175,10 +188,10 @@ class AssignWatermark(Operator):
             self.unit_max_us = max(self.unit_max_us, max_us)
         self.waiting.append(held)
         if batch.place.last:
-            self.line.report(batch.place.partition, batch.place.unit, self.unit_max_us)
+            if self.line.report(batch.place.partition, batch.place.unit, self.unit_max_us):
+                self.context.wake()
             self.unit_max_us = TIME_MIN_US
-            self.context.wake()
-        self.turn()
+        self._go_on()
 
     def _without_null_times(self, batch: Batch) -> Batch:
         column = batch.columns[self.column]
@@ -190,23 +203,27 @@ class AssignWatermark(Operator):
 
     def on_progress(self, sequence: int) -> None:
         self.waiting.append(sequence)
-        self.turn()
+        self._go_on()
 
     def on_partition_end(self, partition: int, units_total: int) -> None:
         self.line.finish(partition, units_total)
-        self.turn()
+        self._go_on()
 
     def discard(self) -> None:
         self.counts.rows_in -= sum(item.batch.num_rows for item in self.waiting if isinstance(item, _Held))
         self.waiting.clear()
 
     def turn(self) -> bool:
+        return self._go_on() if self.line.version != self.seen else False
+
+    def _go_on(self) -> bool:
+        """Release what need not wait any more, and tell how far the watermark is."""
         moved = False
+        self.seen = self.line.version
         while self.waiting and self._release(self.waiting[0]):
             self.waiting.popleft()
             moved = True
-        self._forward_watermark()
-        return moved
+        return self._forward_watermark() or moved
 
     def _release(self, first: _Held | int) -> bool:
         if isinstance(first, int):
@@ -231,16 +248,18 @@ class AssignWatermark(Operator):
             self.kernels.running_watermark(time_us, before_us, self.delay_us, watermark_us)
             held.batch.watermark_before_us = watermark_us
 
-    def _forward_watermark(self) -> None:
+    def _forward_watermark(self) -> bool:
         held: dict[int, int] = {}
         for item in self.waiting:
             if isinstance(item, _Held):
                 held.setdefault(item.batch.place.partition, item.batch.place.unit)
         max_us = self.line.max_us(held)
         watermark_us = max_us if max_us == TIME_MAX_US else _less(max_us, self.delay_us)
-        if watermark_us > self.sent_us:
-            self.sent_us = watermark_us
-            self.out.on_watermark(watermark_us)
+        if watermark_us <= self.sent_us:
+            return False
+        self.sent_us = watermark_us
+        self.out.on_watermark(watermark_us)
+        return True
 
     def on_watermark(self, time_us: int) -> None:
         """The watermark of an event time declared before this one ends here."""

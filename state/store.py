@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # the catalog brings apsw, which `import dataflow` does not w
 
 __all__ = ["EpochRecord", "PipelineState", "Store", "TopicInfo"]
 
-APPEND_ROWS = 65_536
-"""Rows of a batch that `Store.append` makes: what readers like best."""
+APPEND_ROWS, APPEND_BYTES = 262_144, 16 << 20
+"""Rows, and about how many bytes, of a batch that `Store.append` makes: what readers like best."""
 COMMIT_SECONDS_MIN = 0.01
 """Between two transactions of a process: SQLite's lock is not fair, and a loop without a pause starves the others."""
 CREATION_SECONDS_MAX = 30.0
@@ -395,6 +395,7 @@ def cut(batch: pa.RecordBatch, entry: IndexEntry, start: int | None, until: int 
 
 
 def _slices(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of APPEND_ROWS, whatever chunks the table has."""
-    for start in range(0, table.num_rows, APPEND_ROWS):
-        yield from table.slice(start, APPEND_ROWS).combine_chunks().to_batches()
+    """The rows in batches of one size, whatever chunks the table has."""
+    rows = max(1, min(APPEND_ROWS, APPEND_BYTES * table.num_rows // max(table.nbytes, 1)))
+    for start in range(0, table.num_rows, rows):
+        yield from table.slice(start, rows).combine_chunks().to_batches()

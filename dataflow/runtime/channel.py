@@ -15,6 +15,7 @@ from dataflow.system import Event
 
 CHANNEL_ROWS_MAX = 262_144
 """Four units: enough to hide one slow batch."""
+ROWS_UNLIMITED = 1 << 40
 CHANNEL_BYTES_MAX = 16 << 20
 CHANNEL_SECONDS_MAX = 0.5
 """Of the consumer's measured rate. Enough to hide one slow batch; more would only let a barrier wait longer."""
@@ -56,9 +57,9 @@ class Channel:
     # ── the writer's side ──
 
     @property
-    def rows_max(self) -> int | None:
-        """How many rows the reader takes in half a second; None before there was anything to take."""
-        return self._pace.rows_max if self._rows_in else None
+    def rows_max(self) -> int:
+        """How many rows the reader takes in half a second; without bound before there was anything to take."""
+        return self._pace.rows_max if self._rows_in else ROWS_UNLIMITED
 
     def room_for(self, batch: Batch) -> int:
         """How many rows of the batch fit now; 0 means: keep it and yield."""

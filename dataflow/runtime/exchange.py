@@ -57,18 +57,18 @@ class Edge(Receiver):
                 box.append(message)
 
     @property
-    def rows_max(self) -> int | None:
-        """How many rows the slowest receiver takes in half a second; None while nothing is known."""
-        known = [rows for channel in self.channels if (rows := channel.rows_max) is not None]
-        return min(known) if known else None
+    def rows_max(self) -> int:
+        """How many rows the slowest receiver takes in half a second; without bound while nothing is known."""
+        return min(channel.rows_max for channel in self.channels)
 
     def flush(self) -> bool:
         """Move what fits into the channels; true when nothing is left."""
         empty = True
         for box, channel in zip(self._boxes, self.channels, strict=True):
-            while box and self._move(box, channel):
-                pass
-            empty = empty and not box
+            if box:
+                while box and self._move(box, channel):
+                    pass
+                empty = empty and not box
         return empty
 
     def _move(self, box: deque[Message], channel: Channel) -> bool:

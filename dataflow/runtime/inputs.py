@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +29,21 @@ from dataflow.message import (
     Watermark,
 )
 from dataflow.operators.base import ReadRequest, Rows, StreamType, event_time_us
+from dataflow.operators.order import canonical_order
 from dataflow.runtime.channel import Channel, Pace
 from dataflow.runtime.dispenser import Dispenser, PartitionEnd, Unit
+from dataflow.runtime.exchange import Edge
 
 
 class SourceInput:
     """Decodes the units of a source, one after the other."""
 
-    def __init__(self, dispenser: Dispenser, request: ReadRequest, task: int, positions: bool) -> None:
+    def __init__(
+        self, dispenser: Dispenser, request: ReadRequest, task: int, positions: bool, edges: Sequence[Edge]
+    ) -> None:
         self.dispenser, self.request, self.task, self.positions = dispenser, request, task, positions
+        self._edges = edges
+        self._tells_progress = any(edge.ordered for edge in edges)
         self.rows_total = 0
         self._reading: Iterator[Rows] | None = None
         self._ahead: Rows | None = None
@@ -44,7 +51,6 @@ class SourceInput:
         self._progress_sent = -1
         self._batch: Batch | None = None
         self._pace = Pace(PACE_ROWS_MAX)
-        self._limit = PACE_ROWS_MAX
 
     def poll(self) -> Message | PartitionEnd | None:
         """The next message of this task; None when there is nothing to read now."""
@@ -54,7 +60,8 @@ class SourceInput:
             return self._cut_or_slice(self._batch)
         if self._reading is not None:
             self._reading = None
-            return self._progress(self._place.sequence + 1)
+            if (progress := self._progress(self._place.sequence + 1)) is not None:
+                return progress
         taken = self.dispenser.take(self.task)
         if isinstance(taken, Unit):
             self._place = taken.place
@@ -78,11 +85,10 @@ class SourceInput:
     @property
     def slice_rows(self) -> int:
         """As many rows as the task, and the slowest of its receivers, are likely to take in half a second."""
-        return min(self._pace.rows_max, self._limit)
-
-    def limit(self, rows: int) -> None:
-        """The task's receivers take so many rows in half a second."""
-        self._limit = rows
+        rows = self._pace.rows_max
+        for edge in self._edges:
+            rows = min(rows, edge.rows_max)
+        return rows
 
     def _slice(self, batch: Batch) -> Batch:
         rows = self.slice_rows
@@ -94,7 +100,8 @@ class SourceInput:
         return batch
 
     def _progress(self, sequence: int) -> Progress | None:
-        if sequence <= self._progress_sent:
+        """Tell it, if it is news and somebody downstream waits for it."""
+        if sequence <= self._progress_sent or not self._tells_progress:
             return None
         self._progress_sent = sequence
         return Progress(sequence)
@@ -184,9 +191,6 @@ class MergedInput:
     def consumed(self, rows: int, seconds: float) -> None:
         """The task took so long for the rows of the last batch."""
         self.channels[self._last].consumed(rows, seconds)
-
-    def limit(self, rows: int) -> None:
-        """Channels are bounded by themselves."""
 
 
 class OrderedInput(MergedInput):
@@ -281,40 +285,41 @@ class TimeOrderedInput(MergedInput):
 
     def _release(self, watermark_us: int) -> None:
         """Put the rows before the watermark in order; hold the others on."""
-        if not self._held:
-            return
-        for held in self._held:
-            event_time_us(held, self.kind.event_time)
-        batch = concatenated(self._held)
-        time_us = event_time_us(batch, self.kind.event_time)
-        due = np.flatnonzero(time_us < watermark_us) if watermark_us < TIME_MAX_US else np.arange(batch.num_rows)
-        self._held = [] if len(due) == batch.num_rows else [batch.take(np.flatnonzero(time_us >= watermark_us))]
-        if len(due):
-            ordered = batch.take(due[self._order(batch, time_us, due)])
+        due = self._due(watermark_us)
+        if due:
+            ordered = self._ordered(due)
             if self.positions:
-                ordered.positions = np.arange(self._emitted, self._emitted + len(due), dtype=np.int64)
-            self._emitted += len(due)
+                ordered.positions = np.arange(self._emitted, self._emitted + ordered.num_rows, dtype=np.int64)
+            self._emitted += ordered.num_rows
             self._ready.append(ordered)
 
-    def _order(self, batch: Batch, time_us: Int64Array, due: Int64Array) -> Int64Array:
-        """The order of the due rows: by event time, then by the columns of the key."""
-        keys = [batch.columns[name].take(pa.array(due)) for name in self.kind.order_keys or ()]
-        return canonical_order(time_us[due], keys)
+    def _due(self, watermark_us: int) -> list[Batch]:
+        """The rows before the watermark, which are held no longer."""
+        due, held = [], []
+        for batch in self._held:
+            time_us = self._times_us(batch)
+            before = time_us < watermark_us if watermark_us < TIME_MAX_US else np.ones(len(time_us), dtype=np.bool_)
+            number = int(np.count_nonzero(before))
+            if number in (0, batch.num_rows):
+                (due if number else held).append(batch)
+            else:
+                due.append(batch.without(~before))
+                held.append(batch.without(before))
+        self._held = held
+        return due
 
+    def _ordered(self, batches: Sequence[Batch]) -> Batch:
+        """Some batches as one, by event time and key. Mostly each is in order, and they follow each other."""
+        keys = self.kind.order_keys or ()
+        if all(batch.in_order == keys for batch in batches):
+            runs = sorted(batches, key=lambda batch: int(self._times_us(batch)[0]))
+            if all(self._times_us(one)[-1] < self._times_us(other)[0] for one, other in pairwise(runs)):
+                return concatenated(runs)
+        batch = concatenated(batches)
+        return batch.take(canonical_order(self._times_us(batch), [batch.columns[name] for name in keys]))
 
-def canonical_order(time_us: Int64Array, keys: Sequence[pa.Array]) -> Int64Array:
-    """The order by time, then by the keys (nulls last)."""
-    import pyarrow.compute as pc
-
-    if len(keys) == 1 and pa.types.is_integer(keys[0].type) and not keys[0].null_count:
-        values = keys[0].to_numpy()
-        one_time = time_us[0] == time_us[-1] and bool((time_us == time_us[0]).all())
-        # Keys of one time differ, so an unstable (and much faster) sort gives the same.
-        return np.argsort(values) if one_time else np.lexsort((values, time_us))
-    columns = {"time": pa.array(time_us)} | {f"key {number}": key for number, key in enumerate(keys)}
-    order = pc.sort_indices(pa.table(columns), sort_keys=[(name, "ascending") for name in columns])
-    found: Int64Array = order.to_numpy().astype(np.int64)
-    return found
+    def _times_us(self, batch: Batch) -> Int64Array:
+        return event_time_us(batch, self.kind.event_time)
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:

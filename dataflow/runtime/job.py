@@ -144,23 +144,26 @@ class Job:
         channels: dict[int, list[list[list[Channel]]]],
         dispensers: dict[int, Dispenser],
     ) -> Task:
-        source = self._input(stage, number, channels[stage.number], dispensers)
         name = f"{_stage_name(stage)}-{number}"
         if stage.sink is not None:
-            return self._sink_task(name, stage, source)
+            return self._sink_task(name, stage, self._merging(stage, number, channels[stage.number]))
         partitions = [p for s in stage.partitions for p in dispensers[s].partitions]
         builder = _TaskBuilder(self, number, partitions, channels)
         root = joined([builder.receiver(stage, one) for one in stage.roots])
+        source: Input
+        if stage.source is not None:
+            source = self._reading(stage, number, dispensers[stage.number], builder.edges)
+        else:
+            source = self._merging(stage, number, channels[stage.number])
         return Task(name, source, root, builder.operators, builder.edges, self.system.clock)
 
-    def _input(
-        self, stage: StagePlan, number: int, incoming: list[list[list[Channel]]], dispensers: dict[int, Dispenser]
-    ) -> Input:
-        if stage.source is not None:
-            source = SourceInput(dispensers[stage.number], self._request(stage), number, stage.positions)
-            self.sources.append(source)
-            self._readers[stage.number].append(source)
-            return source
+    def _reading(self, stage: StagePlan, number: int, dispenser: Dispenser, edges: Sequence[Edge]) -> Input:
+        source = SourceInput(dispenser, self._request(stage), number, stage.positions, edges)
+        self.sources.append(source)
+        self._readers[stage.number].append(source)
+        return source
+
+    def _merging(self, stage: StagePlan, number: int, incoming: list[list[list[Channel]]]) -> Input:
         channels = [to[number] for edge in incoming for to in edge]
         if stage.order is Order.TIME:
             assert stage.order_type is not None

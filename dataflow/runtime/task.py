@@ -22,7 +22,6 @@ class Input(Protocol):
 
     def poll(self) -> Message | PartitionEnd | None: ...
     def consumed(self, rows: int, seconds: float) -> None: ...
-    def limit(self, rows: int) -> None: ...
 
 
 class TaskPhase(Enum):
@@ -44,8 +43,11 @@ class Task:
         self.name, self.input, self.root, self.operators, self.edges = name, source, root, operators, edges
         self.clock = clock
         self.phase = TaskPhase.RUNNING
+        self._holders = [operator for operator in operators if operator.may_hold]
         self._parked: Barrier | End | None = None
         self._ending = False
+        self._unsent = False
+        """Whether an edge may keep something that did not fit into its channel."""
         self._rows_taken = 0
         self._taken_at: float | None = None
 
@@ -55,18 +57,22 @@ class Task:
 
     def turn(self) -> bool:
         """Do some work; false when none can be done until a channel or another task moves."""
-        if not self._flushed():
+        if self._unsent and not self._flushed():
             return False
         if self._ending:
             self.phase = TaskPhase.ENDED
             return True
-        self._measure()
-        moved = sum(operator.turn() for operator in self.operators) > 0
+        if self._taken_at is not None:
+            self._measure(self._taken_at)
+        moved = False
+        for operator in self._holders:
+            moved = operator.turn() or moved
+        if moved and not self._flushed():
+            return True
         if self._parked is not None:
             return self._unpark() or moved
-        if not all(operator.settled for operator in self.operators) and self._holds_too_much():
+        if self._holders and self._held() >= HELD_MAX:
             return moved
-        self.input.limit(self._rows_max())
         message = self.input.poll()
         if message is None:
             return moved
@@ -74,24 +80,20 @@ class Task:
         self._flushed()
         return True
 
-    def _rows_max(self) -> int:
-        """More rows than the slowest receiver takes would only keep a barrier waiting behind them."""
-        return min((rows for edge in self.edges if (rows := edge.rows_max) is not None), default=ROWS_UNLIMITED)
-
-    def _holds_too_much(self) -> bool:
-        return sum(operator.held_batches for operator in self.operators) >= HELD_BATCHES_MAX
+    def _held(self) -> int:
+        return sum(operator.held for operator in self._holders)
 
     def _flushed(self) -> bool:
-        empty = True
+        """Move what fits into the channels; true when nothing is left."""
+        self._unsent = False
         for edge in self.edges:
-            empty = edge.flush() and empty
-        return empty
+            self._unsent = not edge.flush() or self._unsent
+        return not self._unsent
 
-    def _measure(self) -> None:
+    def _measure(self, taken_at: float) -> None:
         """Tell the input how long its last batch took, waiting for our own receivers included."""
-        if self._taken_at is not None:
-            self.input.consumed(self._rows_taken, self.clock.monotonic() - self._taken_at)
-            self._taken_at = None
+        self.input.consumed(self._rows_taken, self.clock.monotonic() - taken_at)
+        self._taken_at = None
 
     def _handle(self, message: Message | PartitionEnd) -> None:
         if isinstance(message, Batch):
@@ -106,7 +108,7 @@ class Task:
         else:
             self._parked, self.phase = message, TaskPhase.SETTLING
             if isinstance(message, Barrier) and message.stop:
-                for operator in self.operators:
+                for operator in self._holders:
                     operator.discard()
             self._unpark()
 
@@ -114,7 +116,7 @@ class Task:
         """Hand on the barrier or the end, if every operator is settled."""
         message = self._parked
         assert message is not None
-        if not all(operator.settled for operator in self.operators):
+        if self._held():
             return False
         self._parked, self.phase = None, TaskPhase.RUNNING
         if isinstance(message, End):
@@ -139,6 +141,5 @@ class Task:
         """Nothing more will come."""
 
 
-ROWS_UNLIMITED = 1 << 40
-HELD_BATCHES_MAX = 4
+HELD_MAX = 4
 """Decoded batches that may wait for an earlier unit of another task: a little more than one each is enough."""

@@ -1,7 +1,8 @@
 """Aggregates: what each function keeps of a group's rows, how that merges, and what it becomes.
 
 An `AggregateSet` is the checked meaning of one `agg`: it splits its aggregates into primitives and shares them (sum and
-mean of one column are one pass over it). An `AggregateState` holds the words of the groups of one task. Everything here is independent of how the rows came in batches and of who had which.
+mean of one column are one pass over it). An `AggregateState` holds the words of the groups of one task.
+Everything here is independent of how the rows came in batches and of who had which.
 """
 
 from __future__ import annotations

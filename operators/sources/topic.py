@@ -1,7 +1,8 @@
 """Rows of a topic of the event log, from the run's store or from another one.
 
-A split is one published batch: any worker may read it, and what it hands on points into the mapped file. What is
-there when reading begins is read, and no more, so a pipeline may write to the topic that it reads.
+A split is one published batch, or a part of it under a slow sink: any worker may read it, and what it hands on points
+into the mapped file. What is there when reading begins is read, and no more, so a pipeline may write to the topic that it
+reads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from dataflow.errors import PlanError
-from dataflow.operators.base import ReadRequest, Rows
+from dataflow.operators.base import ReadRequest, Rows, paced
 from dataflow.state.layout import check_topic_name
 from dataflow.system import FilePath, System
 
@@ -56,7 +57,11 @@ class TopicSource:
         fields = tuple(schema.field(column) for column in request.columns)
         number = store.partitions(self.topic)[partition]
         for entry in store.batches(self.topic, number, self.start, self.until):
-            yield TopicSplit(store, entry, fields, self.start, self.until)
+            first = max(entry.first_offset, self.start)
+            end = entry.first_offset + entry.rows
+            until = end if self.until is None else min(end, self.until)
+            for start, length in paced(until - first, request):
+                yield TopicSplit(store, entry, fields, first + start, first + start + length)
 
     def identity(self) -> tuple[object, ...]:
         path = None if self.store is None else str(getattr(self.store, "path", self.store))
@@ -81,13 +86,13 @@ class TopicSource:
 
 @dataclass(frozen=True, slots=True)
 class TopicSplit:
-    """One published batch; its rows' positions are their offsets."""
+    """The offsets from `start` up to `until` of a published batch; its rows' positions are their offsets."""
 
     store: Store
     entry: IndexEntry
     fields: tuple[pa.Field, ...]
     start: int
-    until: int | None
+    until: int
 
     def read(self) -> Iterator[Rows]:
         from dataflow.state.log.reader import column_of
@@ -95,7 +100,7 @@ class TopicSplit:
 
         batch = cut(self.store.read_entry(self.entry), self.entry, self.start, self.until)
         columns = {field.name: column_of(batch, field) for field in self.fields}
-        yield Rows(columns, batch.num_rows, max(self.entry.first_offset, self.start))
+        yield Rows(columns, batch.num_rows, self.start)
 
 
 def _offset(start: int | str) -> int:

@@ -36,15 +36,19 @@ from dataflow.operators.base import (
     event_time_us,
     send_errors,
 )
+from dataflow.operators.order import canonical_order
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
 from dataflow.schema import check_key_type
 from dataflow.state.keyed import Groups, split_by_owner
+from dataflow.system import Mutex
 
 PANE = "#pane"
 TIME = "#time"
 POSITION = "#position"
 """Columns that only travel between the parts of one step; users cannot type these names."""
+WHOLE_GROUPS_MAX = 1 << 16
+"""Up to so many groups a pane is merged by one task; beyond, the work is worth spreading."""
 PARTIAL_GROUPS_MAX = 1 << 18
 """Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
 its table must stay in the cache."""
@@ -243,6 +247,7 @@ class PartialAggregate(Operator):
     def __init__(self, groups: WindowGroups, aggregates: AggregateSet, context: OperatorContext) -> None:
         super().__init__(context)
         self.groups = groups
+        self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
         self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
         self.fields = [f.name for f in aggregates.partial_fields]
         self.needs_order = aggregates.needs_order
@@ -270,16 +275,59 @@ class PartialAggregate(Operator):
         if not len(slots):
             return
         groups, bounds = self.groups.groups, None
-        keys = groups.keys(slots)
+        keys, panes = groups.keys(slots), groups.panes[slots]
         if keys and self.out.owners > 1:
-            order, bounds = split_by_owner(keys, self.out.owners)
-            slots = slots[order]
-            keys = groups.keys(slots)
+            order, bounds = self._split(keys, panes)
+            if order is not None:
+                slots, panes = slots[order], panes[order]
+                keys = groups.keys(slots)
         columns = dict(zip(self.groups.by, keys, strict=True))
-        columns[PANE] = column_of(groups.panes[slots])
+        columns[PANE] = column_of(panes)
         columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
         self.groups.release(slots)
         self.out.on_batch(Batch(columns, len(slots), DERIVED, owner_bounds=bounds))
+
+    def _split(self, keys: Sequence[pa.Array], panes: Int64Array) -> tuple[Int64Array | None, Sequence[int]]:
+        """The order of the groups by the task that merges them (None: as they are), and where those of each begin."""
+        owners = self.out.owners
+        first, last = int(panes.min()), int(panes.max())
+        wide_from = self.wide.begin(first, last, len(panes))
+        if last < wide_from and first == last:
+            owner = first % owners
+            return None, [0] * (owner + 1) + [len(panes)] * (owners - owner)
+        if first >= wide_from:
+            return split_by_owner(keys, owners)
+        owner_of = panes % owners
+        is_wide = panes >= wide_from
+        if is_wide.any():
+            order, bounds = split_by_owner(keys, owners)
+            by_key = np.empty(len(panes), dtype=np.int64)
+            by_key[order] = np.repeat(np.arange(owners), np.diff(bounds))
+            owner_of = np.where(is_wide, by_key, owner_of)
+        order = np.argsort(owner_of, kind="stable")
+        return order, np.searchsorted(owner_of[order], np.arange(owners + 1)).tolist()
+
+
+class WidePanes:
+    """Which panes have too many groups for one task to merge; shared by the tasks that aggregate first.
+
+    The groups of a pane must all meet in the same task. Mostly that is one task for the whole pane: then a pane is
+    handed over as it is, and leaves in order. Panes from the first wide one on are split by key; which that is is
+    settled when the first task hands on a pane, and never changes for panes that have been begun.
+    """
+
+    def __init__(self, lock: Mutex) -> None:
+        self._lock = lock
+        self._begun: float = -math.inf
+        self._wide_from: float = math.inf
+
+    def begin(self, first: int, last: int, groups: int) -> float:
+        """A task hands on groups of these panes; returns the first wide pane."""
+        with self._lock:
+            if groups > WHOLE_GROUPS_MAX * (last - first + 1) and self._wide_from == math.inf:
+                self._wide_from = max(first, self._begun + 1)
+            self._begun = max(self._begun, last)
+            return self._wide_from
 
 
 def row_order(batch: Batch, needed: bool) -> RowOrder | None:
@@ -311,6 +359,7 @@ class CloseWindows(Operator):
     def _emit(self, slots: Int64Array) -> None:
         if not len(slots):
             return
+        slots = slots[self._order(slots)]
         panes = self.groups.groups.panes[slots]
         finished = self.groups.state.finish(slots)
         end_us = self.groups.window.end_us(panes)
@@ -321,11 +370,17 @@ class CloseWindows(Operator):
         }
         result = Batch(columns | dict(zip(self.names, finished.columns, strict=True)), len(slots), DERIVED)
         result.time_us = end_us - 1
+        result.in_order = self.groups.by
         self.groups.release(slots)
         if finished.bad:
             result = self._without_bad(result, finished.bad)
         self.counts.produced += result.num_rows
         self.out.on_batch(result)
+
+    def _order(self, slots: Int64Array) -> Int64Array:
+        """The order of the rows: by the end of their window, then by key."""
+        panes = self.groups.groups.panes[slots]
+        return canonical_order(self.groups.window.end_us(panes), self.groups.groups.keys(slots))
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
         """Groups that could not be computed become error rows with the input's columns: the keys, the rest null."""
