@@ -17,11 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.errors import PlanError, TypeMismatchError
-from dataflow.event_time import format_duration, to_us
+from dataflow.event_time import format_duration
 from dataflow.expr import Bad
-from dataflow.kernels.gateway import values_of
-from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch, Int64Array
-from dataflow.operators.base import EventTime, Operator, OperatorContext, StatelessSpec, StreamType, send_errors
+from dataflow.message import TIME_MAX_US, TIME_MIN_US, Batch
+from dataflow.operators.base import (
+    EventTime,
+    Operator,
+    OperatorContext,
+    StatelessSpec,
+    StreamType,
+    event_ticks,
+    event_time_us,
+    send_errors,
+)
 from dataflow.operators.stateless import require_column
 from dataflow.system import Mutex
 
@@ -157,7 +165,7 @@ class _Held:
 
 
 class AssignWatermark(Operator):
-    """Computes the event time of each row and finds the rows behind the watermark of their partition."""
+    """Finds the rows behind the watermark of their partition, and tells how far it is."""
 
     may_hold = True
 
@@ -167,6 +175,7 @@ class AssignWatermark(Operator):
 
         self.kernels = windows
         self.column, self.delay_us, self.line = spec.column, spec.delay_us, line
+        self.event_time = EventTime(spec.column)
         self.waiting: deque[_Held | int] = deque()
         self.unit_max_us: int = TIME_MIN_US
         self.sent_us: int = TIME_MIN_US
@@ -182,9 +191,9 @@ class AssignWatermark(Operator):
         batch = self._without_null_times(batch)
         held = _Held(batch, TIME_MAX_US, False, self.unit_max_us)
         if batch.num_rows:
-            ticks, factor = ticks_of(batch.columns[self.column])
-            batch.time_us = np.empty(batch.num_rows, dtype=np.int64)
-            held.min_us, max_us, held.behind = self.kernels.event_times(ticks, factor, self.delay_us, batch.time_us)
+            batch.time_us = None  # of an event time declared before this one
+            ticks, factor = event_ticks(batch, self.event_time)
+            held.min_us, max_us, held.behind = self.kernels.scan_times(ticks, factor, self.delay_us)
             self.unit_max_us = max(self.unit_max_us, max_us)
         self.waiting.append(held)
         if batch.place.last:
@@ -243,7 +252,7 @@ class AssignWatermark(Operator):
     def _judge(self, held: _Held, before_us: int) -> None:
         """Attach W_p to a batch, if any of its rows is behind it."""
         if held.behind or held.min_us < _less(before_us, self.delay_us):
-            time_us = cast(Int64Array, held.batch.time_us)
+            time_us = event_time_us(held.batch, self.event_time)
             watermark_us = np.empty(len(time_us), dtype=np.int64)
             self.kernels.running_watermark(time_us, before_us, self.delay_us, watermark_us)
             held.batch.watermark_before_us = watermark_us
@@ -263,15 +272,6 @@ class AssignWatermark(Operator):
 
     def on_watermark(self, time_us: int) -> None:
         """The watermark of an event time declared before this one ends here."""
-
-
-def ticks_of(column: pa.Array) -> tuple[Int64Array, int]:
-    """The ints of a time column without nulls, and what makes microseconds of them (negative: divide)."""
-    kind = column.type
-    if pa.types.is_timestamp(kind):
-        ticks = cast(Int64Array, values_of(column)[0])
-        return ticks, {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": -1_000}[kind.unit]
-    return to_us(column)[0], 1
 
 
 def _less(time_us: int, delay_us: int) -> int:

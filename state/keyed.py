@@ -9,6 +9,7 @@ they outnumber the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 from dataflow.event_time import to_us
 from dataflow.kernels.exchange import split_by_group
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
-from dataflow.kernels.grouping import DEAD_PANE, find_groups, find_texts, join_codes, place_texts, refill
+from dataflow.kernels.grouping import DEAD_PANE, due_slots, find_groups, find_texts, join_codes, place_texts, refill
 from dataflow.kernels.hashing import hash_bytes, hash_ints
 from dataflow.message import BoolArray, Int64Array
 from dataflow.schema import is_bytes_type, is_text_type
@@ -457,6 +458,12 @@ class Groups:
     def live_slots(self) -> Int64Array:
         """The slots of the groups that have not been released."""
         return np.flatnonzero(self.panes != DEAD_PANE)
+
+    def due_slots(self, last: int) -> tuple[Int64Array, float]:
+        """The slots of the groups up to pane `last`, and the least pane of the others (infinite for none)."""
+        slots = np.empty(self.count, dtype=np.int64)
+        number, oldest = due_slots(self.panes, max(last, -(2**63)), slots)
+        return slots[:number], math.inf if oldest == 2**63 - 1 else oldest
 
     def release(self, slots: Int64Array) -> Int64Array | None:
         """Forget groups. When many are dead they are cleaned up: then this returns the old slots that were kept,

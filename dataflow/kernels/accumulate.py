@@ -19,6 +19,8 @@ from dataflow.message import BoolArray, Float64Array, Int64Array
 
 NAN, PLUS_INF, MINUS_INF = 1, 2, 4
 """What a float sum has met besides numbers; bits."""
+_HIGH, _MIDDLE, _ROWS, _LOW, _NULLS, _MET = (np.uint64(place) for place in range(6))
+"""The words of a float sum: what each row changes stands together."""
 _INF_BITS = np.int64(0x7FF0000000000000)
 _NAN_BITS = np.int64(0x7FF8000000000000)
 _ABS_BITS = np.int64(0x7FFFFFFFFFFFFFFF)
@@ -43,36 +45,39 @@ def merge_counts(slots: Int64Array, given: Int64Array, words: Int64Array, at: in
 
 
 @helper
-def _add(floats: Float64Array, slot: np.uint64, at: int, value: float) -> None:
-    """Add to a sum in three parts. What is lost is mostly nothing, and adding nothing changes nothing."""
-    high = floats[slot, at]
-    total = high + value
-    back = total - high
-    lost = (high - (total - back)) + (value - back)
-    floats[slot, at] = total
-    middle = floats[slot, at + 1]
-    total = middle + lost
-    back = total - middle
-    floats[slot, at + 1] = total
-    lost = (middle - (total - back)) + (lost - back)
-    if lost != 0.0:
-        floats[slot, at + 2] += lost
+def _two_sum(one: float, other: float) -> tuple[float, float]:
+    """The sum, and what it lost."""
+    total = one + other
+    back = total - one
+    return total, (one - (total - back)) + (other - back)
 
 
 @kernel
 def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
-    """Add to a sum in three parts, the number of values, and the bits of what was met that is not finite."""
-    floats = words.view(np.float64)
+    """Add to a sum: its first two parts, the number of rows, its third part, the number of nulls, and bits.
+
+    The second part seldom loses anything, but always does so (NaN) when a value is not finite: such are found there.
+    """
+    ints = words.reshape(words.size)
+    floats = ints.view(np.float64)
+    width = np.uint64(words.shape[1])
     every = len(valid) == 0
-    for row in range(len(slots)):
+    for row in range(np.uint64(len(slots))):
+        sum = np.uint64(slots[row]) * width + np.uint64(at)
+        ints[sum + _ROWS] += 1
         if every or valid[row]:
-            slot = np.uint64(slots[row])
             value = values[row]
-            words[slot, at + 3] += 1
-            if value - value == 0.0:
-                _add(floats, slot, at, value)
-            else:  # infinite, or not a number
-                words[slot, at + 4] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
+            high, lost = _two_sum(floats[sum], value)
+            middle, lost = _two_sum(floats[sum + _MIDDLE], lost)
+            if lost != 0.0:
+                if value - value != 0.0:
+                    ints[sum + _MET] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
+                    continue
+                floats[sum + _LOW] += lost
+            floats[sum] = high
+            floats[sum + _MIDDLE] = middle
+        else:
+            ints[sum + _NULLS] += 1
 
 
 @kernel
@@ -80,12 +85,18 @@ def merge_floats(slots: Int64Array, given: Int64Array, words: Int64Array, at: in
     """Add sums that other tasks have gathered; `given` has the words of one group a row."""
     floats = words.view(np.float64)
     parts = given.view(np.float64)
-    for row in range(len(slots)):
+    first = np.uint64(at)
+    for row in range(np.uint64(len(slots))):
         slot = np.uint64(slots[row])
-        for part in range(3):
-            _add(floats, slot, at, parts[row, at + part])
-        words[slot, at + 3] += given[row, at + 3]
-        words[slot, at + 4] |= given[row, at + 4]
+        for part in (_HIGH, _MIDDLE, _LOW):
+            value = parts[row, first + part]
+            if value != 0.0:
+                floats[slot, first], lost = _two_sum(floats[slot, first], value)
+                floats[slot, first + _MIDDLE], lost = _two_sum(floats[slot, first + _MIDDLE], lost)
+                floats[slot, first + _LOW] += lost
+        words[slot, first + _ROWS] += given[row, first + _ROWS]
+        words[slot, first + _NULLS] += given[row, first + _NULLS]
+        words[slot, first + _MET] |= given[row, first + _MET]
 
 
 @helper
@@ -98,13 +109,15 @@ def _add_wide(words: Int64Array, slot: np.uint64, at: int, low: int, high: int) 
 
 @kernel
 def sum_ints(slots: Int64Array, values: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
-    """Add to a sum (its low 64 bits, its high 64 bits) and to the number of values."""
+    """Add to a sum (its low 64 bits, its high 64 bits) and to the numbers of rows and of nulls."""
     every = len(valid) == 0
     for row in range(len(slots)):
+        slot = np.uint64(slots[row])
+        words[slot, at + 2] += 1
         if every or valid[row]:
-            slot = np.uint64(slots[row])
             _add_wide(words, slot, at, values[row], values[row] >> 63)
-            words[slot, at + 2] += 1
+        else:
+            words[slot, at + 3] += 1
 
 
 @kernel
@@ -114,6 +127,7 @@ def merge_ints(slots: Int64Array, given: Int64Array, words: Int64Array, at: int)
         slot = np.uint64(slots[row])
         _add_wide(words, slot, at, given[row, at], given[row, at + 1])
         words[slot, at + 2] += given[row, at + 2]
+        words[slot, at + 3] += given[row, at + 3]
 
 
 @kernel
@@ -132,15 +146,31 @@ def sortable(values: Float64Array, ranks: Int64Array) -> None:
 
 @kernel
 def extremes(slots: Int64Array, values: Int64Array, valid: BoolArray, flip: int, words: Int64Array, at: int) -> None:
-    """Keep the greatest value of each slot, or with `flip` -1 the least, and the number of values."""
+    """Keep the greatest value of each slot, or with `flip` -1 the least, and the numbers of rows and of nulls."""
     every = len(valid) == 0
     for row in range(len(slots)):
+        slot = np.uint64(slots[row])
         if every or valid[row]:
-            slot = np.uint64(slots[row])
             value = values[row]
-            if words[slot, at + 1] == 0 or (value ^ flip) > (words[slot, at] ^ flip):
+            if words[slot, at + 1] == words[slot, at + 2] or (value ^ flip) > (words[slot, at] ^ flip):
                 words[slot, at] = value
-            words[slot, at + 1] += 1
+        else:
+            words[slot, at + 2] += 1
+        words[slot, at + 1] += 1
+
+
+@kernel
+def merge_extremes(slots: Int64Array, given: Int64Array, flip: int, words: Int64Array, at: int) -> None:
+    """Keep the greater of what two tasks know; `given` has the words of one group a row."""
+    for row in range(len(slots)):
+        slot = np.uint64(slots[row])
+        value = given[row, at]
+        if given[row, at + 1] != given[row, at + 2] and (
+            words[slot, at + 1] == words[slot, at + 2] or (value ^ flip) > (words[slot, at] ^ flip)
+        ):
+            words[slot, at] = value
+        words[slot, at + 1] += given[row, at + 1]
+        words[slot, at + 2] += given[row, at + 2]
 
 
 @kernel

@@ -107,6 +107,20 @@ def find_groups(
 
 
 @kernel
+def due_slots(panes: Int64Array, last: int, slots: Int64Array) -> tuple[int, int]:
+    """The slots of the groups up to pane `last`, and their number; and the least pane after it (2^63 - 1 for none)."""
+    number = 0
+    oldest = np.int64(2**63 - 1)
+    for slot in range(np.uint64(len(panes))):
+        pane = panes[slot]
+        slots[np.uint64(number)] = np.int64(slot)
+        number += np.int64(pane <= last and pane != DEAD_PANE)
+        if pane > last:
+            oldest = min(oldest, pane)
+    return number, oldest
+
+
+@kernel
 def join_codes(first: Int64Array, second: Int64Array, joined: Int64Array) -> bool:
     """Two codes of 32 bits as one of 64; false when one does not fit."""
     fits = True

@@ -26,22 +26,31 @@ def _limits(values: Int64Array, start: np.uint64, end: np.uint64) -> tuple[int, 
     return low, high
 
 
+@helper
+def _time_us(ticks: int, factor: int) -> int:
+    """A time in microseconds: ticks times `factor`, or, when it is negative, divided by its size and floored."""
+    if factor < 0:
+        return ticks // -factor
+    limit = _MAX // factor
+    return _MAX if ticks > limit else (_MIN if ticks < -limit else ticks * factor)
+
+
 @kernel
-def panes_of(time_us: Int64Array, size_us: int, offset_us: int, panes: Int64Array) -> None:
+def panes_of(ticks: Int64Array, factor: int, size_us: int, offset_us: int, panes: Int64Array) -> None:
     """The number of the window of each time: floor((time - offset) / size). Rows of one window come in runs."""
     low = 1
     high = 0
     pane = 0
-    for block in range(0, len(time_us), _BLOCK):
+    for block in range(0, len(ticks), _BLOCK):
         start = np.uint64(block)
-        end = np.uint64(min(block + _BLOCK, len(time_us)))
-        least, most = _limits(time_us, start, end)
-        if least >= low and most < high:
+        end = np.uint64(min(block + _BLOCK, len(ticks)))
+        least, most = _limits(ticks, start, end)
+        if _time_us(least, factor) >= low and _time_us(most, factor) < high:
             for row in range(start, end):
                 panes[row] = pane
             continue
         for row in range(start, end):
-            time = time_us[row]
+            time = _time_us(ticks[row], factor)
             if time < low or time >= high:
                 # floor((time - offset) / size) without the difference, which may not fit
                 pane = time // size_us
@@ -56,12 +65,11 @@ def panes_of(time_us: Int64Array, size_us: int, offset_us: int, panes: Int64Arra
 
 
 @kernel
-def event_times(ticks: Int64Array, factor: int, delay_us: int, time_us: Int64Array) -> tuple[int, int, bool]:
-    """Times in microseconds: ticks times `factor`, or, when it is negative, divided by its size and floored.
+def scan_times(ticks: Int64Array, factor: int, delay_us: int) -> tuple[int, int, bool]:
+    """The least and the greatest time, and whether a row is more than `delay_us` behind one before it.
 
-    Returns the least and the greatest, and whether a row is more than `delay_us` behind one before it.
+    Blocks are tested as a whole: as a rule no row is that far behind all that came before its block ends.
     """
-    limit = _MAX // factor if factor > 0 else _MAX
     least = _MAX
     most = _MIN
     behind = False
@@ -69,26 +77,15 @@ def event_times(ticks: Int64Array, factor: int, delay_us: int, time_us: Int64Arr
         start = np.uint64(block)
         end = np.uint64(min(block + _BLOCK, len(ticks)))
         low, high = _limits(ticks, start, end)
-        if factor > 0 and low >= -limit and high <= limit:
-            for row in range(start, end):
-                time_us[row] = ticks[row] * factor
-            low *= factor
-            high *= factor
-        else:
-            for row in range(start, end):
-                time = ticks[row]
-                if factor < 0:
-                    time = time // -factor
-                else:
-                    time = _MAX if time > limit else (_MIN if time < -limit else time * factor)
-                time_us[row] = time
-            low, high = _limits(time_us, start, end)
+        low = _time_us(low, factor)
+        high = _time_us(high, factor)
         least = min(least, low)
         # in unsigned numbers the difference always fits
         if np.uint64(max(most, high)) - np.uint64(low) > np.uint64(delay_us):
             for row in range(start, end):
-                most = max(most, time_us[row])
-                behind |= bool(np.uint64(most) - np.uint64(time_us[row]) > np.uint64(delay_us))
+                time = _time_us(ticks[row], factor)
+                most = max(most, time)
+                behind |= bool(np.uint64(most) - np.uint64(time) > np.uint64(delay_us))
         most = max(most, high)
     return least, most, behind
 

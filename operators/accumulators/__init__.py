@@ -8,7 +8,7 @@ Everything here is independent of how the rows came in batches and of who had wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder
 __all__ = ["AggregateSet", "AggregateState", "Finished", "RowOrder"]
 
 ROOM_MIN = 1_024
+_COUNT = (("count",), (), None)
+"""The key of `count()`: no inputs, no condition."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class AggregateSet:
         self._inputs: dict[object, tuple[int, Expr, pa.DataType]] = {}
         self._primitives: dict[object, tuple[int, _Primitive]] = {}
         self._results = [self._bound(name, aggregate) for name, aggregate in aggregates.items()]
+        self._share_count()
         self.inputs: tuple[Expr, ...] = tuple(expr for _, expr, _ in self._inputs.values())
         self.fields: list[pa.Field] = [result.field for result in self._results]
         functions = {aggregate.function for aggregate in aggregates.values()}
@@ -72,6 +75,24 @@ class AggregateSet:
         """Empty state for the groups of one task."""
         types = [kind for _, _, kind in self._inputs.values()]
         return AggregateState([primitive for _, primitive in self._primitives.values()], self._results, types)
+
+    def _share_count(self) -> None:
+        """Let `count()` be told by an aggregate that counts all rows anyway."""
+        from dataflow.operators.accumulators.functions import finish_count
+
+        own = self._primitives.get(_COUNT)
+        others = [one for one in self._primitives.values() if one[1].condition is None and one[1].make().counts_rows]
+        if own is None or not others:
+            return
+        del self._primitives[_COUNT]
+        place_of = {place: new for new, (place, _) in enumerate(self._primitives.values())}
+        self._primitives = {key: (place_of[place], one) for key, (place, one) in self._primitives.items()}
+        self._results = [
+            replace(result, primitive=place_of[others[0][0]], finish=finish_count)
+            if result.primitive == own[0]
+            else replace(result, primitive=place_of[result.primitive])
+            for result in self._results
+        ]
 
     def _input(self, expr: Expr) -> tuple[int, pa.DataType]:
         """The number and type of an input expression; equal ones are evaluated once."""

@@ -57,6 +57,8 @@ class Accumulator:
 
     width = 0
     """How many words it keeps for each group."""
+    counts_rows = False
+    """Whether it knows how many rows it was given, null or not."""
     value_types: Sequence[pa.DataType] = ()
     """The types of what else it hands to other tasks."""
 

@@ -46,8 +46,13 @@ def _count(aggregate: Aggregate, kinds: Sequence[pa.DataType]) -> Meaning:
         ("count",),
         Count,
         pa.int64(),
-        lambda one, taken: (pa.array(cast(Count, one).number(taken)), None),
+        finish_count,
     )
+
+
+def finish_count(one: Accumulator, taken: Taken) -> tuple[pa.Array, None]:
+    """The rows that were counted; sums and extremes of numbers count them too."""
+    return pa.array(cast(Count | FloatSum | IntSum | Extreme, one).rows(taken)), None
 
 
 def _sum_primitive(aggregate: Aggregate, kind: pa.DataType) -> tuple[tuple[object, ...], Callable[[], Accumulator]]:

@@ -24,14 +24,32 @@ class Count(Accumulator):
     def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
         kernels.merge_counts(given.slots, given.words, words, self.at)
 
-    def number(self, taken: Taken) -> Int64Array:
+    def rows(self, taken: Taken) -> Int64Array:
+        """How many rows were counted."""
         return taken.words[:, self.at]
 
 
-class FloatSum(Accumulator):
-    """A sum of the finite values in three parts, their number, and what else was met."""
+class _Numbers(Accumulator):
+    """What is made of numbers: it also counts its rows and which of them are null."""
 
-    width = 5
+    counts_rows = True
+    rows_at: int
+    nulls_at: int
+    """The words that count them."""
+
+    def rows(self, taken: Taken) -> Int64Array:
+        return taken.words[:, self.at + self.rows_at]
+
+    def number(self, taken: Taken) -> Int64Array:
+        """How many values are not null."""
+        number: Int64Array = self.rows(taken) - taken.words[:, self.at + self.nulls_at]
+        return number
+
+
+class FloatSum(_Numbers):
+    """A sum of the finite values in three parts, and what else was met."""
+
+    width, rows_at, nulls_at = 6, 2, 4
 
     def update(self, words: Int64Array, rows: Rows) -> None:
         kernels.sum_floats(rows.slots, rows.plain, rows.valid, words, self.at)
@@ -39,13 +57,10 @@ class FloatSum(Accumulator):
     def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
         kernels.merge_floats(given.slots, given.words, words, self.at)
 
-    def number(self, taken: Taken) -> Int64Array:
-        return taken.words[:, self.at + 3]
-
     def total(self, taken: Taken) -> Float64Array:
         """The sums, rounded once."""
-        high, middle, low = taken.floats[:, self.at : self.at + 3].T
-        met = taken.words[:, self.at + 4]
+        high, middle, _, low = taken.floats[:, self.at : self.at + 4].T
+        met = taken.words[:, self.at + 5]
         with np.errstate(invalid="ignore"):
             total: Float64Array = high + middle
             back = total - high
@@ -58,19 +73,16 @@ class FloatSum(Accumulator):
         return total
 
 
-class IntSum(Accumulator):
-    """A sum of 128 bits and the number of values."""
+class IntSum(_Numbers):
+    """A sum of 128 bits."""
 
-    width = 3
+    width, rows_at, nulls_at = 4, 2, 3
 
     def update(self, words: Int64Array, rows: Rows) -> None:
         kernels.sum_ints(rows.slots, rows.plain, rows.valid, words, self.at)
 
     def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
         kernels.merge_ints(given.slots, given.words, words, self.at)
-
-    def number(self, taken: Taken) -> Int64Array:
-        return taken.words[:, self.at + 2]
 
     def too_large(self, taken: Taken) -> BoolArray:
         """Which sums do not fit into 64 bits."""
@@ -89,10 +101,10 @@ class IntSum(Accumulator):
         return total
 
 
-class Extreme(Accumulator):
-    """The greatest or least value, as an int that orders like it, and the number of values."""
+class Extreme(_Numbers):
+    """The greatest or least value, as an int that orders like it."""
 
-    width = 2
+    width, rows_at, nulls_at = 3, 1, 2
 
     def __init__(self, largest: bool) -> None:
         super().__init__()
@@ -102,14 +114,10 @@ class Extreme(Accumulator):
         kernels.extremes(rows.slots, rows.plain, rows.valid, self.flip, words, self.at)
 
     def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
-        kernels.extremes(given.slots, self.best(given), self.number(given) > 0, self.flip, words, self.at)
+        kernels.merge_extremes(given.slots, given.words, self.flip, words, self.at)
 
     def best(self, taken: Taken) -> Int64Array:
         return taken.words[:, self.at]
-
-    def number(self, taken: Taken) -> Int64Array:
-        """Above 0 for groups that had a value."""
-        return taken.words[:, self.at + 1]
 
 
 class FloatExtreme(Extreme):

@@ -14,8 +14,8 @@ from dataflow.message import Int64Array
 class Window(Protocol):
     """Frozen and checked when built."""
 
-    def panes_of(self, time_us: Int64Array) -> Int64Array:
-        """The pane of each event time."""
+    def panes_of(self, ticks: Int64Array, factor: int) -> Int64Array:
+        """The pane of each event time; `factor` makes microseconds of the ticks (negative: it divides)."""
         ...
 
     def start_us(self, panes: Int64Array) -> Int64Array:

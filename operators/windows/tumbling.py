@@ -29,11 +29,11 @@ class TumblingWindow:
         if self.size_us <= 0:
             raise PlanError("a tumbling window needs a size above zero", help='write it as in `flow.tumbling("1m")`')
 
-    def panes_of(self, time_us: Int64Array) -> Int64Array:
+    def panes_of(self, ticks: Int64Array, factor: int) -> Int64Array:
         from dataflow.kernels.windows import panes_of
 
-        panes = np.empty(len(time_us), dtype=np.int64)
-        panes_of(time_us, self.size_us, self.offset_us % self.size_us, panes)
+        panes = np.empty(len(ticks), dtype=np.int64)
+        panes_of(ticks, factor, self.size_us, self.offset_us % self.size_us, panes)
         return panes
 
     def start_us(self, panes: Int64Array) -> Int64Array:

@@ -23,7 +23,6 @@ from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
 from dataflow.kernels.gateway import column_of, ints_of
-from dataflow.kernels.grouping import DEAD_PANE
 from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
 from dataflow.operators.base import (
@@ -33,6 +32,7 @@ from dataflow.operators.base import (
     OperatorSpec,
     StreamType,
     error_type,
+    event_ticks,
     event_time_us,
     send_errors,
 )
@@ -158,14 +158,13 @@ class WindowInput(Operator):
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
-        time_us = event_time_us(batch, self.event_time)
-        panes = self.spec.window.panes_of(time_us)
+        panes = self.spec.window.panes_of(*event_ticks(batch, self.event_time))
         if batch.watermark_before_us is not None:
             late = final_us(self.spec.window, panes, self.spec.lateness_us) <= batch.watermark_before_us
             if late.any():
                 self._send_late(batch, panes, late)
-                batch, panes, time_us = batch.without(late), panes[~late], time_us[~late]
-        self._send_timely(batch, panes, time_us)
+                batch, panes = batch.without(late), panes[~late]
+        self._send_timely(batch, panes)
 
     def _send_late(self, batch: Batch, panes: Int64Array, late: BoolArray) -> None:
         rows = batch.filter(pa.array(late), int(np.count_nonzero(late)))
@@ -181,7 +180,7 @@ class WindowInput(Operator):
         }
         self.late.on_batch(rows.with_columns(rows.columns | extra))
 
-    def _send_timely(self, batch: Batch, panes: Int64Array, time_us: Int64Array) -> None:
+    def _send_timely(self, batch: Batch, panes: Int64Array) -> None:
         columns = {name: batch.columns[name] for name in self.spec.by}
         bad: list[Bad] = []
         for number, bound in enumerate(self.inputs):
@@ -191,7 +190,8 @@ class WindowInput(Operator):
         columns[PANE] = column_of(panes)
         if self.aggregates.needs_order:
             assert batch.positions is not None
-            columns[TIME], columns[POSITION] = column_of(time_us), column_of(batch.positions)
+            columns[TIME] = column_of(event_time_us(batch, self.event_time))
+            columns[POSITION] = column_of(batch.positions)
         made = Batch(columns, batch.num_rows, batch.place)
         if bad and (rows := send_errors(batch, bad, self)) is not None:
             made = made.without(rows)
@@ -228,10 +228,8 @@ class WindowGroups:
         last = self.window.last_ended(watermark_us - self.lateness_us)
         if self.oldest > last:
             return None
-        panes = self.groups.panes
-        waits = panes > last
-        self.oldest = int(panes[waits].min()) if waits.any() else math.inf
-        return np.flatnonzero(~waits & (panes != DEAD_PANE))
+        slots, self.oldest = self.groups.due_slots(last)
+        return slots
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
@@ -379,8 +377,7 @@ class CloseWindows(Operator):
 
     def _order(self, slots: Int64Array) -> Int64Array:
         """The order of the rows: by the end of their window, then by key."""
-        panes = self.groups.groups.panes[slots]
-        return canonical_order(self.groups.window.end_us(panes), self.groups.groups.keys(slots))
+        return canonical_order(self.groups.groups.panes[slots], self.groups.groups.keys(slots))
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
         """Groups that could not be computed become error rows with the input's columns: the keys, the rest null."""
