@@ -7,6 +7,7 @@ times each, and where two workers contend for it each time costs a change of thr
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from dataflow.message import BoolArray, Float64Array, Int64Array
@@ -36,6 +37,14 @@ def values_of(array: pa.Array) -> tuple[Int64Array | Float64Array, BoolArray]:
 def ints_of(array: pa.Array) -> Int64Array:
     """The values of an array of 64-bit integers or times without nulls; no copy."""
     return _viewed(array, np.dtype(np.int64))
+
+
+def int32s_of(array: pa.Array) -> npt.NDArray[np.int32]:
+    """The values of an array of 32-bit integers without nulls; no copy."""
+    data = array.buffers()[1]
+    if data is None or not len(array):
+        return np.empty(0, dtype=np.int32)
+    return np.frombuffer(data, dtype=np.int32, count=len(array), offset=array.offset * 4)
 
 
 def column_of(values: np.ndarray, kind: pa.DataType | None = None) -> pa.Array:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflow.kernels import helper, kernel
-from dataflow.kernels.hashing import ByteArray, UInt64Array
+from dataflow.kernels.hashing import ByteArray, UInt64Array, read8
 from dataflow.message import Int64Array
 
 Int32Array = npt.NDArray[np.int32]
@@ -167,37 +167,48 @@ def find_texts(
     """The id of each row's bytes; `known_*` hold the bytes seen so far. Returns the row reached and the count."""
     mask = np.uint64(len(table) - 1)
     one = np.uint64(1)
-    for row in range(start, len(offsets) - 1):
+    eight = np.uint64(8)
+    for row in range(np.uint64(start), np.uint64(len(offsets) - 1)):
         begin = np.uint64(offsets[row])
-        length = np.uint64(offsets[row + 1]) - begin
+        end = np.uint64(offsets[row + one])
         hash = hashes[row]
         at = hash & mask
         while True:
             found = table[at]
             if found < 0:
                 used = np.uint64(known_offsets[count])
-                if count == len(known_hashes) or used + length > np.uint64(len(known_data)):
-                    return row, count
-                for byte in range(length):
-                    known_data[used + byte] = data[begin + byte]
+                if count == len(known_hashes) or used + (end - begin) > np.uint64(len(known_data)):
+                    return np.int64(row), count
+                for byte in range(begin, end):
+                    known_data[used + (byte - begin)] = data[byte]
                 known_hashes[count] = hash
-                known_offsets[count + 1] = np.int64(used + length)
+                known_offsets[count + 1] = np.int64(used + (end - begin))
                 table[at] = count
                 ids[row] = count
                 count += 1
                 break
             id = np.uint64(found)
-            if known_hashes[id] == hash:
-                other = np.uint64(known_offsets[id])
-                same = np.uint64(known_offsets[id + one]) - other == length
-                if same:
-                    for byte in range(length):
-                        same &= data[begin + byte] == known_data[other + byte]
-                if same:
+            other = np.uint64(known_offsets[id])
+            if known_hashes[id] == hash and np.uint64(known_offsets[id + one]) - other == end - begin:
+                here = begin
+                while here + eight <= end and read8(data, here) == read8(known_data, other):
+                    here += eight
+                    other += eight
+                while here < end and data[here] == known_data[other]:
+                    here += one
+                    other += one
+                if here == end:
                     ids[row] = found
                     break
             at = (at + one) & mask
     return len(offsets) - 1, count
+
+
+@kernel
+def take_codes(indices: Int32Array, of_index: Int64Array, codes: Int64Array) -> None:
+    """The code of each row's index."""
+    for row in range(np.uint64(len(indices))):
+        codes[row] = of_index[np.uint64(indices[row])]
 
 
 @kernel

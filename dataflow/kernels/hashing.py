@@ -51,7 +51,7 @@ def _avalanche(h: np.uint64) -> np.uint64:
 
 
 @helper
-def _read8(data: ByteArray, at: np.uint64) -> np.uint64:
+def read8(data: ByteArray, at: np.uint64) -> np.uint64:
     """Eight bytes as a number; the compiler makes one load of it."""
     value = np.uint64(0)
     for byte in range(_8):
@@ -63,7 +63,7 @@ def _read8(data: ByteArray, at: np.uint64) -> np.uint64:
 def _lane(data: ByteArray, at: np.uint64, end: np.uint64, lane: np.uint64) -> np.uint64:
     """Take in every fourth eight bytes. Lane after lane, not side by side: few keys are that long."""
     while at < end:
-        lane = _round(lane, _read8(data, at))
+        lane = _round(lane, read8(data, at))
         at += _32
     return lane
 
@@ -112,7 +112,7 @@ def hash_bytes(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: U
             h = seed + _P5
         h += length
         while at + _8 <= end:
-            h = _long(h, _read8(data, at))
+            h = _long(h, read8(data, at))
             at += _8
         if at + _4 <= end:
             four = np.uint64(0)

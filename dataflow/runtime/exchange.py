@@ -33,7 +33,7 @@ class Edge(Receiver):
             return
         bounds = batch.owner_bounds
         if bounds is None:
-            from dataflow.state.keyed import split_by_owner
+            from dataflow.state.keys import split_by_owner
 
             order, bounds = split_by_owner([batch.columns[key] for key in self.keys], len(self.channels))
             batch = batch.take(order)

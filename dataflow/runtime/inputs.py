@@ -29,10 +29,10 @@ from dataflow.message import (
     Watermark,
 )
 from dataflow.operators.base import ReadRequest, Rows, StreamType, event_time_us
-from dataflow.operators.order import canonical_order
 from dataflow.runtime.channel import Channel, Pace
 from dataflow.runtime.dispenser import Dispenser, PartitionEnd, Unit
 from dataflow.runtime.exchange import Edge
+from dataflow.state.order import canonical_order
 
 
 class SourceInput:

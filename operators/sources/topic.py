@@ -1,8 +1,8 @@
 """Rows of a topic of the event log, from the run's store or from another one.
 
 A split is one published batch, or a part of it under a slow sink: any worker may read it, and what it hands on points
-into the mapped file. What is there when reading begins is read, and no more, so a pipeline may write to the topic that it
-reads.
+into the mapped file. What is there when reading begins is read, and no more, so a pipeline may write to the topic that
+it reads.
 """
 
 from __future__ import annotations

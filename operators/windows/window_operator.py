@@ -36,11 +36,11 @@ from dataflow.operators.base import (
     event_time_us,
     send_errors,
 )
-from dataflow.operators.order import canonical_order
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
 from dataflow.schema import check_key_type
-from dataflow.state.keyed import Groups, split_by_owner
+from dataflow.state.keyed import Groups
+from dataflow.state.keys import split_by_owner
 from dataflow.system import Mutex
 
 PANE = "#pane"
@@ -273,12 +273,12 @@ class PartialAggregate(Operator):
         if not len(slots):
             return
         groups, bounds = self.groups.groups, None
-        keys, panes = groups.keys(slots), groups.panes[slots]
+        keys, panes = groups.encoded_keys(slots), groups.panes[slots]
         if keys and self.out.owners > 1:
             order, bounds = self._split(keys, panes)
             if order is not None:
                 slots, panes = slots[order], panes[order]
-                keys = groups.keys(slots)
+                keys = groups.encoded_keys(slots)
         columns = dict(zip(self.groups.by, keys, strict=True))
         columns[PANE] = column_of(panes)
         columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
@@ -357,7 +357,7 @@ class CloseWindows(Operator):
     def _emit(self, slots: Int64Array) -> None:
         if not len(slots):
             return
-        slots = slots[self._order(slots)]
+        slots = slots[self.groups.groups.order(slots)]
         panes = self.groups.groups.panes[slots]
         finished = self.groups.state.finish(slots)
         end_us = self.groups.window.end_us(panes)
@@ -374,10 +374,6 @@ class CloseWindows(Operator):
             result = self._without_bad(result, finished.bad)
         self.counts.produced += result.num_rows
         self.out.on_batch(result)
-
-    def _order(self, slots: Int64Array) -> Int64Array:
-        """The order of the rows: by the end of their window, then by key."""
-        return canonical_order(self.groups.groups.panes[slots], self.groups.groups.keys(slots))
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
         """Groups that could not be computed become error rows with the input's columns: the keys, the rest null."""

@@ -23,7 +23,8 @@ counts = np.zeros((2, 1), dtype=np.int64)
 numba.njit(lambda x: x + 1)(1)  # a function of the program itself: says nothing
 print("own compiled", flush=True)
 count_rows(np.array([0, 1, 1]), np.empty(0, dtype=np.bool_), counts, 0)
-print(counts.ravel().tolist(), [(one.name, one.seconds > 0) for one in kernels.instances()], repr(numba.config.CACHE_DIR))
+compiled = [(one.name, one.seconds > 0) for one in kernels.instances()]
+print(counts.ravel().tolist(), compiled, repr(numba.config.CACHE_DIR))
 """
 
 
@@ -75,4 +76,4 @@ def test_read_only_and_strided_arrays_make_no_further_signature() -> None:
 
 def test_kernels_are_called_by_place() -> None:
     with pytest.raises(AssertionError, match="by place"):
-        count_rows(np.zeros(0, dtype=np.int64), valid=ALL_VALID, counts=np.zeros(0, dtype=np.int64))
+        count_rows(np.zeros(0, dtype=np.int64), ALL_VALID, np.zeros((0, 1), dtype=np.int64), at=0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.kernels.grouping import _GOLDEN, _OTHER, refill
-from dataflow.state.keyed import STEPS_MAX, Table
+from dataflow.state.table import STEPS_MAX, Table
 
 ints = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)
 pairs_of = st.lists(st.tuples(ints, st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-2, 2)), max_size=50)

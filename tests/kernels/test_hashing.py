@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataflow.kernels.gateway import ALL_VALID
 from dataflow.kernels.hashing import hash_bytes, hash_ints
-from dataflow.state.keyed import row_hashes
+from dataflow.state.keys import row_hashes
 
 seeds = st.integers(0, 2**64 - 1)
 ints = st.integers(-(2**63), 2**63 - 1)

@@ -11,8 +11,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflow.state import keyed
-from dataflow.state.keyed import GROUPS_MIN, VALUES_PER_GROUP_MAX, Groups, row_hashes
+from dataflow.state import keyed, keys, table
+from dataflow.state.keyed import VALUES_PER_GROUP_MAX, Groups
+from dataflow.state.keys import row_hashes
+from dataflow.state.table import GROUPS_MIN
 
 KEYS = [
     [pa.int64()],
@@ -178,9 +180,10 @@ def test_no_group_is_lost_or_mixed_up_by_growth_nulls_and_clean_ups(
     types: list[pa.DataType], data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(keyed, "GROUPS_MIN", 4)
+        for module in (table, keys, keyed):
+            small.setattr(module, "GROUPS_MIN", 4)
         # the first collision scrambles the codes
-        small.setattr(keyed.Table, "_patience", lambda table, rows: table._steps_max - keyed.STEPS_MAX)
+        small.setattr(table.Table, "_patience", lambda one, rows: one._steps_max - table.STEPS_MAX)
         groups = Groups(types)
         slot_of: dict[tuple[object, ...], int] = {}
         for _ in range(data.draw(st.integers(1, 6))):
