@@ -141,9 +141,8 @@ def _nbytes(column: pa.Array) -> int:
     """About how much memory the column holds; where the type tells, Arrow is not asked (it takes 2 µs)."""
     kind = column.type
     if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind):
-        return (len(column) * kind.bit_width + 7) // 8
-    nbytes: int = column.nbytes
-    return nbytes
+        return (len(column) * int(kind.bit_width) + 7) // 8
+    return int(column.nbytes)
 
 
 def plain(column: pa.Array, logical: pa.DataType) -> pa.Array:

@@ -138,7 +138,7 @@ class Groups:
     @property
     def _known(self) -> int:
         """How many values the index knows that knows most; all may be of groups that are gone."""
-        return max((one.count for one in (*self._columns, *self._pairs)), default=0)
+        return max((*(one.count for one in self._columns), *(one.count for one in self._pairs)), default=0)
 
 
 def _split(joined: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -110,7 +110,7 @@ def find_groups(
 def due_slots(panes: Int64Array, last: int, slots: Int64Array) -> tuple[int, int]:
     """The slots of the groups up to pane `last`, and their number; and the least pane after it (2^63 - 1 for none)."""
     number = 0
-    oldest = np.int64(2**63 - 1)
+    oldest = 2**63 - 1
     for slot in range(np.uint64(len(panes))):
         pane = panes[slot]
         slots[np.uint64(number)] = np.int64(slot)

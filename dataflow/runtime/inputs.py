@@ -295,7 +295,8 @@ class TimeOrderedInput(MergedInput):
 
     def _due(self, watermark_us: int) -> list[Batch]:
         """The rows before the watermark, which are held no longer."""
-        due, held = [], []
+        due: list[Batch] = []
+        held: list[Batch] = []
         for batch in self._held:
             time_us = self._times_us(batch)
             before = time_us < watermark_us if watermark_us < TIME_MAX_US else np.ones(len(time_us), dtype=np.bool_)

@@ -167,8 +167,8 @@ class ArrowWinner(Accumulator):
         better = pc.greater(ranks, ranks_known) if self.largest else pc.less(ranks, ranks_known)
         equal = pc.equal(ranks, ranks_known).fill_null(False).to_numpy(zero_copy_only=False)
         earlier = (time_us < times_known) | ((time_us == times_known) & (positions < positions_known))
-        wins: BoolArray = better.fill_null(True).to_numpy(zero_copy_only=False) | (equal & earlier)
-        return wins | (references == 0)
+        wins: BoolArray = better.fill_null(True).to_numpy(zero_copy_only=False) | (equal & earlier) | (references == 0)
+        return wins
 
     def update(self, words: Int64Array, rows: Rows) -> None:
         raise AssertionError("the set calls `offer`, since the rank is an Arrow array")

@@ -125,7 +125,7 @@ class RowGroup:
             yield from reader.iter_batches(PIECE_ROWS, row_groups=[self.number], columns=names, use_threads=False)
             return
         table = reader.read_row_group(self.number, columns=names, use_threads=False)
-        if table.nbytes <= ARRAY_BYTES_MAX:
+        if all(column.num_chunks == 1 for column in table.columns) or table.nbytes <= ARRAY_BYTES_MAX:
             yield table
         else:  # its chunks cannot be made one
             yield from table.to_batches()

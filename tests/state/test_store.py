@@ -84,11 +84,18 @@ def test_rows_are_read_by_offset_and_by_column(store: Store) -> None:
         store.read("t", columns=["N"])
 
 
-def test_append_cuts_a_table_into_batches_of_65536_rows_whatever_its_chunks(store: Store) -> None:
-    chunks = pa.concat_tables([pa.table({"n": pa.array(range(n), pa.int64())}) for n in (1, 70_000, 0, 65_535)])
+def test_append_cuts_a_table_into_batches_of_equal_size_whatever_its_chunks(store: Store) -> None:
+    chunks = pa.concat_tables([pa.table({"n": pa.array(range(n), pa.int64())}) for n in (1, 280_000, 0, 262_143)])
     store.append("t", chunks)
-    assert [entry.rows for entry in store.batches("t")] == [65_536, 65_536, 4_464]
+    assert [entry.rows for entry in store.batches("t")] == [262_144, 262_144, 17_856]
     assert store.read("t").equals(chunks.combine_chunks())
+
+
+def test_append_makes_smaller_batches_of_wide_rows(store: Store) -> None:
+    rows = pa.table({"text": ["x" * 10_000] * 4_000})
+    store.append("t", rows)
+    assert max(entry.rows for entry in store.batches("t")) * 10_000 <= 16 << 20
+    assert store.read("t").equals(rows)
 
 
 def test_a_writer_neither_splits_nor_merges_batches(store: Store) -> None:
