@@ -23,6 +23,9 @@ Offset = NewType("Offset", int)
 """A record's number in its partition."""
 
 Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+SlotArray = Int32Array | Int64Array
+"""Numbers of groups: in 32 bits as a table gives them for rows, in 64 as numpy selects them."""
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.kernels.grouping import DEAD_PANE, due_slots, join_codes
-from dataflow.message import Int64Array
+from dataflow.message import Int32Array, Int64Array, SlotArray
 from dataflow.state.keys import KeyColumn
 from dataflow.state.order import canonical_order, ranked_order
 from dataflow.state.table import GROUPS_MIN, Table
@@ -47,7 +47,7 @@ class Groups:
         """The pane of each slot."""
         return self._table.panes
 
-    def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int64Array:
+    def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int32Array:
         """The slot of each row's group; new groups get new slots."""
         return self._table.find(self._codes_of(columns, len(panes)), panes)
 
@@ -65,7 +65,7 @@ class Groups:
         joined = codes[0]
         for number, more in enumerate(codes[1:]):
             if number:
-                joined = self._pairs[number - 1].find(joined, np.zeros(rows, dtype=np.int64))
+                joined = self._pairs[number - 1].find(joined, np.zeros(rows, dtype=np.int64)).astype(np.int64)
             pair, joined = joined, np.empty(rows, dtype=np.int64)
             if not join_codes(pair, more, joined):
                 self._index([True] * len(columns))
@@ -79,22 +79,22 @@ class Groups:
         if self.count:
             self._table.recode(self._codes_of(keys, self.count))
 
-    def keys(self, slots: Int64Array) -> list[pa.Array]:
+    def keys(self, slots: SlotArray) -> list[pa.Array]:
         """The key columns of these slots, in their logical types."""
         return [known.values(codes) for known, codes in self._column_codes(slots)]
 
-    def encoded_keys(self, slots: Int64Array) -> list[pa.Array]:
+    def encoded_keys(self, slots: SlotArray) -> list[pa.Array]:
         """As `keys`, but text columns are dictionaries: for other tasks of this run."""
         return [known.encoded(codes) for known, codes in self._column_codes(slots)]
 
-    def order(self, slots: Int64Array) -> Int64Array:
+    def order(self, slots: SlotArray) -> Int64Array:
         """The order of these slots by pane, then by key (nulls last)."""
         ranks = [known.ranks(codes) for known, codes in self._column_codes(slots)]
         if any(one is None for one in ranks):
             return canonical_order(self.panes[slots], self.keys(slots))
         return ranked_order(self.panes[slots], cast(list[Int64Array], ranks))
 
-    def _column_codes(self, slots: Int64Array) -> list[tuple[KeyColumn, Int64Array]]:
+    def _column_codes(self, slots: SlotArray) -> list[tuple[KeyColumn, Int64Array]]:
         """For each key column the codes of these slots."""
         if not self._columns:
             return []
@@ -117,21 +117,21 @@ class Groups:
         number, oldest = due_slots(self.panes, max(last, -(2**63)), slots)
         return slots[:number], math.inf if oldest == 2**63 - 1 else oldest
 
-    def release(self, slots: Int64Array) -> Int64Array | None:
+    def release(self, slots: SlotArray) -> Int64Array | None:
         """Forget groups. When many are dead they are cleaned up: then this returns the old slots that were kept,
         in the order of the new ones; else None."""
-        self._table.panes[slots] = DEAD_PANE
+        self._table.release(slots)
         self._dead += len(slots)
         knows_too_much = self._known > VALUES_PER_GROUP_MAX * max(GROUPS_MIN, self.count)
         if self._dead < max(GROUPS_MIN, self.count // 4) and not knows_too_much:
             return None
         kept = self.live_slots()
-        codes = self._table.codes[kept]
         if knows_too_much:
             keys = self.keys(kept)
             self._start_encoding([not known.is_raw for known in self._columns])
-            codes = self._codes_of(keys, len(kept))
-        self._table.keep(kept, codes)
+            self._table.keep(kept, self._codes_of(keys, len(kept)))
+        else:
+            self._table.keep(kept)
         self._dead = 0
         return kept
 

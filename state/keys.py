@@ -118,7 +118,7 @@ class IntIndex:
         self._table = Table()
 
     def ids_of(self, values: Int64Array) -> Int64Array:
-        return self._table.find(values, np.zeros(len(values), dtype=np.int64))
+        return self._table.find(values, np.zeros(len(values), dtype=np.int64)).astype(np.int64)
 
     @property
     def count(self) -> int:

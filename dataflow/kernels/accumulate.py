@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from dataflow.kernels import helper, kernel
-from dataflow.message import BoolArray, Float64Array, Int64Array
+from dataflow.message import BoolArray, Float64Array, Int64Array, SlotArray
 
 NAN, PLUS_INF, MINUS_INF = 1, 2, 4
 """What a float sum has met besides numbers; bits."""
@@ -27,7 +27,7 @@ _ABS_BITS = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @kernel
-def count_rows(slots: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+def count_rows(slots: SlotArray, valid: BoolArray, words: Int64Array, at: int) -> None:
     """Count the valid rows of each slot."""
     if len(valid) == 0:
         for row in range(len(slots)):
@@ -38,7 +38,7 @@ def count_rows(slots: Int64Array, valid: BoolArray, words: Int64Array, at: int) 
 
 
 @kernel
-def merge_counts(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+def merge_counts(slots: SlotArray, given: Int64Array, words: Int64Array, at: int) -> None:
     """Add what other tasks have counted; `given` has the words of one group a row."""
     for row in range(len(slots)):
         words[np.uint64(slots[row]), at] += given[row, at]
@@ -53,7 +53,7 @@ def _two_sum(one: float, other: float) -> tuple[float, float]:
 
 
 @kernel
-def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+def sum_floats(slots: SlotArray, values: Float64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
     """Add to a sum: its first two parts, the number of rows, its third part, the number of nulls, and bits.
 
     The second part seldom loses anything, but always does so (NaN) when a value is not finite: such are found there.
@@ -81,7 +81,7 @@ def sum_floats(slots: Int64Array, values: Float64Array, valid: BoolArray, words:
 
 
 @kernel
-def merge_floats(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+def merge_floats(slots: SlotArray, given: Int64Array, words: Int64Array, at: int) -> None:
     """Add sums that other tasks have gathered; `given` has the words of one group a row."""
     floats = words.view(np.float64)
     parts = given.view(np.float64)
@@ -108,7 +108,7 @@ def _add_wide(words: Int64Array, slot: np.uint64, at: int, low: int, high: int) 
 
 
 @kernel
-def sum_ints(slots: Int64Array, values: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+def sum_ints(slots: SlotArray, values: Int64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
     """Add to a sum (its low 64 bits, its high 64 bits) and to the numbers of rows and of nulls."""
     every = len(valid) == 0
     for row in range(len(slots)):
@@ -121,7 +121,7 @@ def sum_ints(slots: Int64Array, values: Int64Array, valid: BoolArray, words: Int
 
 
 @kernel
-def merge_ints(slots: Int64Array, given: Int64Array, words: Int64Array, at: int) -> None:
+def merge_ints(slots: SlotArray, given: Int64Array, words: Int64Array, at: int) -> None:
     """Add sums of 128 bits that other tasks have gathered; `given` has the words of one group a row."""
     for row in range(len(slots)):
         slot = np.uint64(slots[row])
@@ -145,7 +145,7 @@ def sortable(values: Float64Array, ranks: Int64Array) -> None:
 
 
 @kernel
-def extremes(slots: Int64Array, values: Int64Array, valid: BoolArray, flip: int, words: Int64Array, at: int) -> None:
+def extremes(slots: SlotArray, values: Int64Array, valid: BoolArray, flip: int, words: Int64Array, at: int) -> None:
     """Keep the greatest value of each slot, or with `flip` -1 the least, and the numbers of rows and of nulls."""
     every = len(valid) == 0
     for row in range(len(slots)):
@@ -160,7 +160,7 @@ def extremes(slots: Int64Array, values: Int64Array, valid: BoolArray, flip: int,
 
 
 @kernel
-def merge_extremes(slots: Int64Array, given: Int64Array, flip: int, words: Int64Array, at: int) -> None:
+def merge_extremes(slots: SlotArray, given: Int64Array, flip: int, words: Int64Array, at: int) -> None:
     """Keep the greater of what two tasks know; `given` has the words of one group a row."""
     for row in range(len(slots)):
         slot = np.uint64(slots[row])
@@ -175,7 +175,7 @@ def merge_extremes(slots: Int64Array, given: Int64Array, flip: int, words: Int64
 
 @kernel
 def winners(
-    slots: Int64Array,
+    slots: SlotArray,
     ranks: Int64Array,
     times: Int64Array,
     positions: Int64Array,

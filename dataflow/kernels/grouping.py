@@ -14,13 +14,10 @@ Where speed counts, indexes are unsigned: for signed ones numba tests at each ac
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from dataflow.kernels import helper, kernel
 from dataflow.kernels.hashing import ByteArray, UInt64Array, read8
-from dataflow.message import Int64Array
-
-Int32Array = npt.NDArray[np.int32]
+from dataflow.message import Int32Array, Int64Array
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio: no factor spreads consecutive codes better."""
@@ -45,7 +42,7 @@ def find_groups(
     group_codes: Int64Array,
     group_panes: Int64Array,
     count: int,
-    slots: Int64Array,
+    slots: Int32Array,
     missed: Int64Array,
     shift: np.uint64,
     patience: int,
@@ -107,6 +104,44 @@ def find_groups(
 
 
 @kernel
+def find_direct(
+    codes: Int64Array,
+    panes: Int64Array,
+    start: int,
+    cells: Int32Array,
+    low: int,
+    span: np.uint64,
+    first: int,
+    depth: np.uint64,
+    group_codes: Int64Array,
+    group_panes: Int64Array,
+    count: int,
+    slots: Int32Array,
+) -> tuple[int, int]:
+    """As `find_groups`, where each of `span` codes from `low` on has a cell in each of `depth` panes from `first` on.
+
+    Stops at the first row that has no cell, or when there is no room for a new group.
+    """
+    for row in range(np.uint64(start), np.uint64(len(codes))):
+        code = np.uint64(codes[row] - low)
+        pane = np.uint64(panes[row] - first)
+        if code >= span or pane >= depth:
+            return np.int64(row), count  # type: ignore[return-value]  # of one type for numba
+        cell = pane * span + code
+        found = np.int64(cells[cell])
+        if found == 0:
+            if count == len(group_codes):
+                return np.int64(row), count  # type: ignore[return-value]  # of one type for numba
+            cells[cell] = count
+            group_codes[count] = codes[row]
+            group_panes[count] = panes[row]
+            found = np.int64(count)
+            count += 1
+        slots[row] = found - 1
+    return len(codes), count
+
+
+@kernel
 def due_slots(panes: Int64Array, last: int, slots: Int64Array) -> tuple[int, int]:
     """The slots of the groups up to pane `last`, and their number; and the least pane after it (2^63 - 1 for none)."""
     number = 0
@@ -116,7 +151,7 @@ def due_slots(panes: Int64Array, last: int, slots: Int64Array) -> tuple[int, int
         slots[np.uint64(number)] = np.int64(slot)
         number += np.int64(pane <= last and pane != DEAD_PANE)
         if pane > last:
-            oldest = min(oldest, pane)
+            oldest = min(oldest, int(pane))
     return number, oldest
 
 
@@ -178,7 +213,7 @@ def find_texts(
             if found < 0:
                 used = np.uint64(known_offsets[count])
                 if count == len(known_hashes) or used + (end - begin) > np.uint64(len(known_data)):
-                    return np.int64(row), count
+                    return np.int64(row), count  # type: ignore[return-value]  # of one type for numba
                 for byte in range(begin, end):
                     known_data[used + (byte - begin)] = data[byte]
                 known_hashes[count] = hash

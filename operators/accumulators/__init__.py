@@ -17,7 +17,7 @@ from dataflow.aggregates import Aggregate
 from dataflow.errors import TypeMismatchError
 from dataflow.expr import Bad, Expr
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
-from dataflow.message import BoolArray, Int64Array, plain
+from dataflow.message import BoolArray, Int64Array, SlotArray, plain
 from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder, Rows, Taken
 
 __all__ = ["AggregateSet", "AggregateState", "Finished", "RowOrder"]
@@ -153,7 +153,7 @@ class AggregateState:
             self._words = np.zeros((room, known.shape[1]), dtype=np.int64)
             self._words[: len(known)] = known
 
-    def update(self, slots: Int64Array, arrays: Sequence[pa.Array], order: RowOrder | None) -> None:
+    def update(self, slots: SlotArray, arrays: Sequence[pa.Array], order: RowOrder | None) -> None:
         """Take in rows: their slots, and the set's inputs of each."""
         seen: dict[int, tuple[np.ndarray, BoolArray]] = {}
         for primitive, accumulator in zip(self._primitives, self._accumulators, strict=True):
@@ -165,7 +165,7 @@ class AggregateState:
     def _rows(
         self,
         primitive: _Primitive,
-        slots: Int64Array,
+        slots: SlotArray,
         arrays: Sequence[pa.Array],
         order: RowOrder | None,
         seen: dict[int, tuple[np.ndarray, BoolArray]],
@@ -213,7 +213,7 @@ class AggregateState:
         self,
         primitive: _Primitive,
         accumulator: Accumulator,
-        slots: Int64Array,
+        slots: SlotArray,
         arrays: Sequence[pa.Array],
         order: RowOrder | None,
     ) -> None:
@@ -232,14 +232,14 @@ class AggregateState:
         if len(slots):
             accumulator.offer(self._words, slots, values, ranks, order)
 
-    def partial(self, slots: Int64Array) -> list[pa.Array]:
+    def partial(self, slots: SlotArray) -> list[pa.Array]:
         """All that is known of these groups, in the set's `partial_fields`."""
         taken = self._taken(slots)
         values = [column for one in self._accumulators for column in one.values(taken)]
         kind = pa.binary(8 * taken.words.shape[1])
         return [pa.Array.from_buffers(kind, len(slots), [None, pa.py_buffer(taken.words)]), *values]
 
-    def merge(self, slots: Int64Array, arrays: Sequence[pa.Array]) -> None:
+    def merge(self, slots: SlotArray, arrays: Sequence[pa.Array]) -> None:
         """Take in what another task knows of these groups."""
         packed, *values = arrays
         width = self._words.shape[1]
@@ -252,7 +252,7 @@ class AggregateState:
             one.merge(self._words, given, values[at:end])
             at = end
 
-    def finish(self, slots: Int64Array) -> Finished:
+    def finish(self, slots: SlotArray) -> Finished:
         """The results of these groups; each group is asked once."""
         columns, bad = [], []
         taken = self._taken(slots)
@@ -263,7 +263,7 @@ class AggregateState:
                 bad.append(Bad(failed, "DF0302", f"the sum `{result.told}` does not fit into 64 bits"))
         return Finished(columns, tuple(bad))
 
-    def _taken(self, slots: Int64Array) -> Taken:
+    def _taken(self, slots: SlotArray) -> Taken:
         return Taken(slots, np.take(self._words, slots, axis=0))
 
     def keep(self, kept: Int64Array, count: int) -> None:

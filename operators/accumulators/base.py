@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.expr import Bad
-from dataflow.message import BoolArray, Float64Array, Int64Array
+from dataflow.message import BoolArray, Float64Array, Int64Array, SlotArray
 
 
 class RowOrder(NamedTuple):
@@ -29,7 +29,7 @@ class RowOrder(NamedTuple):
 class Rows:
     """The rows of a batch as one accumulator sees them; `valid` of length 0 means all."""
 
-    slots: Int64Array
+    slots: SlotArray
     values: pa.Array | None
     plain: np.ndarray
     """The values as int64 or float64; empty where the type has no such form."""
@@ -43,7 +43,7 @@ class Rows:
 class Taken:
     """Some groups: their slots, and a copy of their words."""
 
-    slots: Int64Array
+    slots: SlotArray
     words: Int64Array
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataflow.message import Float64Array, Int64Array
+from dataflow.message import Float64Array, Int64Array, SlotArray
 from dataflow.operators.accumulators.base import Accumulator, Rows
 
 
@@ -20,14 +20,14 @@ class Values(Accumulator):
         self._unsigned = unsigned
         self._slots: list[Int64Array] = []
         self._values: list[Float64Array] = []
-        self._given: tuple[Int64Array, Float64Array, Int64Array] | None = None
+        self._given: tuple[SlotArray, Float64Array, Int64Array] | None = None
 
     def update(self, words: Int64Array, rows: Rows) -> None:
         slots, values = rows.slots, rows.plain.view(np.uint64) if self._unsigned else rows.plain
         self._given = None
         if len(rows.valid):
             slots, values = slots[rows.valid], values[rows.valid]
-        self._slots.append(slots.copy())  # the table uses that memory again, and the batch's is not to be held
+        self._slots.append(slots.astype(np.int64))  # a copy: the table uses that memory again
         self._values.append(values.astype(np.float64))
 
     def keep(self, kept: Int64Array) -> None:
@@ -43,7 +43,7 @@ class Values(Accumulator):
             return np.empty(0, dtype=np.int64), np.empty(0)
         return np.concatenate(self._slots), np.concatenate(self._values)
 
-    def take(self, slots: Int64Array) -> tuple[Float64Array, Int64Array]:
+    def take(self, slots: SlotArray) -> tuple[Float64Array, Int64Array]:
         """The values of these groups, sorted within each, and where each group begins (one bound more).
 
         They are given away: a group is asked once, when it closes. Only other quantiles of the same values may ask
@@ -53,7 +53,7 @@ class Values(Accumulator):
             self._given = (slots, *self._taken(slots))
         return self._given[1:]
 
-    def _taken(self, slots: Int64Array) -> tuple[Float64Array, Int64Array]:
+    def _taken(self, slots: SlotArray) -> tuple[Float64Array, Int64Array]:
         known, values = self._joined()
         place = np.full(max(int(known.max(initial=-1)), int(slots.max(initial=-1))) + 1, -1, dtype=np.int64)
         place[slots] = np.arange(len(slots))

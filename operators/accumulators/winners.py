@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.kernels import accumulate as kernels
-from dataflow.message import BoolArray, Int64Array
+from dataflow.message import BoolArray, Int64Array, SlotArray
 from dataflow.operators.accumulators.base import Accumulator, RowOrder, Rows, Taken
 
 VALUES_MIN = 4_096
@@ -81,7 +81,7 @@ class Winner(Accumulator):
     def _offer(
         self,
         words: Int64Array,
-        slots: Int64Array,
+        slots: SlotArray,
         ranks: Int64Array,
         order: RowOrder,
         valid: BoolArray,
@@ -130,7 +130,7 @@ class ArrowWinner(Accumulator):
         self.value_types = (kind, rank_kind)
 
     def offer(
-        self, words: Int64Array, slots: Int64Array, values: pa.Array, ranks: pa.Array, order: RowOrder | None
+        self, words: Int64Array, slots: SlotArray, values: pa.Array, ranks: pa.Array, order: RowOrder | None
     ) -> None:
         """Rows with a rank; the best of each slot is compared with the one known."""
         zeros = np.zeros(len(slots), dtype=np.int64)
@@ -146,7 +146,7 @@ class ArrowWinner(Accumulator):
         own[won] = np.stack([time_us[wins], positions[wins], references], axis=1)
         tidy([self.store, self.ranks], own[:, 2])
 
-    def _best_rows(self, slots: Int64Array, ranks: pa.Array, time_us: Int64Array, positions: Int64Array) -> Int64Array:
+    def _best_rows(self, slots: SlotArray, ranks: pa.Array, time_us: Int64Array, positions: Int64Array) -> Int64Array:
         """The row that wins in each slot, among these."""
         import pyarrow.compute as pc
 

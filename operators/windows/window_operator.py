@@ -23,7 +23,7 @@ from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
 from dataflow.kernels.gateway import column_of, ints_of
-from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
+from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int32Array, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
 from dataflow.operators.base import (
     EventTime,
@@ -209,7 +209,7 @@ class WindowGroups:
         self.oldest: float = math.inf
         """The least pane of the groups; infinite without any."""
 
-    def slots_of(self, batch: Batch) -> Int64Array:
+    def slots_of(self, batch: Batch) -> Int32Array:
         """The slot of each row's group; new groups are made."""
         known = self.groups.count
         keys = [batch.columns[name] for name in self.by]
