@@ -149,7 +149,7 @@ def due_slots(panes: Int64Array, last: int, slots: Int64Array) -> tuple[int, int
     for slot in range(np.uint64(len(panes))):
         pane = panes[slot]
         slots[np.uint64(number)] = np.int64(slot)
-        number += np.int64(pane <= last and pane != DEAD_PANE)
+        number += int(pane <= last and pane != DEAD_PANE)
         if pane > last:
             oldest = min(oldest, int(pane))
     return number, oldest
