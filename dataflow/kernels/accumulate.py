@@ -68,12 +68,14 @@ def sum_floats(slots: SlotArray, values: Float64Array, valid: BoolArray, words: 
         if every or valid[row]:
             value = values[row]
             high, lost = _two_sum(floats[sum], value)
-            middle, lost = _two_sum(floats[sum + _MIDDLE], lost)
-            if lost != 0.0:
+            known = floats[sum + _MIDDLE]
+            middle = known + lost
+            # cheaper than what is lost is whether anything is: the greater of both can be taken away exactly
+            if (middle - known != lost) | (middle - lost != known):
                 if value - value != 0.0:
                     ints[sum + _MET] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
                     continue
-                floats[sum + _LOW] += lost
+                floats[sum + _LOW] += _two_sum(known, lost)[1]
             floats[sum] = high
             floats[sum + _MIDDLE] = middle
         else:
@@ -97,6 +99,27 @@ def merge_floats(slots: SlotArray, given: Int64Array, words: Int64Array, at: int
         words[slot, first + _ROWS] += given[row, first + _ROWS]
         words[slot, first + _NULLS] += given[row, first + _NULLS]
         words[slot, first + _MET] |= given[row, first + _MET]
+
+
+@kernel
+def total_floats(words: Int64Array, at: int, totals: Float64Array) -> None:
+    """The sums of groups, rounded once; `words` has one group a row."""
+    floats = words.view(np.float64)
+    first = np.uint64(at)
+    for row in range(np.uint64(len(words))):
+        high = floats[row, first]
+        middle = floats[row, first + _MIDDLE]
+        low = floats[row, first + _LOW]
+        total, lost = _two_sum(high, middle)
+        rest = lost + low
+        if rest - rest != 0.0:  # the sum is beyond all floats
+            total = high
+            rest = 0.0
+        met = words[row, first + _MET]
+        if met != 0:
+            total = np.inf if met == PLUS_INF else (-np.inf if met == MINUS_INF else np.nan)
+            rest = 0.0
+        totals[row] = total + rest + 0.0
 
 
 @helper

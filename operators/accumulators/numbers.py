@@ -59,18 +59,9 @@ class FloatSum(_Numbers):
 
     def total(self, taken: Taken) -> Float64Array:
         """The sums, rounded once."""
-        high, middle, _, low = taken.floats[:, self.at : self.at + 4].T
-        met = taken.words[:, self.at + 5]
-        with np.errstate(invalid="ignore"):
-            total: Float64Array = high + middle
-            back = total - high
-            lost = (high - (total - back)) + (middle - back)
-            total = np.where(np.isfinite(middle + low), total + (lost + low), high) + 0.0
-        if met.any():
-            total[met == kernels.PLUS_INF] = np.inf
-            total[met == kernels.MINUS_INF] = -np.inf
-            total[(met & kernels.NAN > 0) | (met & 6 == 6)] = np.nan
-        return total
+        totals = np.empty(len(taken.slots))
+        kernels.total_floats(taken.words, self.at, totals)
+        return totals
 
 
 class IntSum(_Numbers):
