@@ -137,10 +137,10 @@ def _compiler() -> Any:
             while _helpers:
                 register_jitable(_helpers.pop())
             if cache is None:
-                return numba.njit(nogil=True)(function)
+                return numba.njit(nogil=True, error_model="numpy")(function)
             users, config.CACHE_DIR = config.CACHE_DIR, str(cache)
             try:
-                return numba.njit(nogil=True, cache=True)(function)
+                return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
             finally:
                 config.CACHE_DIR = users
 

@@ -1,9 +1,9 @@
 """The inner loops of aggregates: each goes once over the rows of a batch and updates the rows of their groups.
 
 `words` holds one row of 64-bit words for each group: all that its aggregates keep, so that a group's state is
-one or two lines of the cache, and is copied as one. An aggregate's own words begin `at` a column; some are floats.
-Slots are used as unsigned numbers, which spares a test for negative ones at each access. A validity of length 0
-means: all valid.
+one or two lines of the cache, and is copied as one. An aggregate's own words begin `at` a column; some are `floats`,
+which is the same memory (views are made outside: numba compiles one as long as a small kernel). Slots are used as
+unsigned numbers, which spares a test for negative ones at each access. A validity of length 0 means: all valid.
 
 Float sums have three parts: a sum, what its additions lost (TwoSum: Knuth, The Art of Computer Programming 2, 4.2.2,
 Theorem B), and what those lost in turn, so the rounded result does not depend on how the rows were split. Integer sums
@@ -53,40 +53,40 @@ def _two_sum(one: float, other: float) -> tuple[float, float]:
 
 
 @kernel
-def sum_floats(slots: SlotArray, values: Float64Array, valid: BoolArray, words: Int64Array, at: int) -> None:
+def sum_floats(
+    slots: SlotArray, values: Float64Array, valid: BoolArray, words: Int64Array, floats: Float64Array, at: int
+) -> None:
     """Add to a sum: its first two parts, the number of rows, its third part, the number of nulls, and bits.
 
     The second part seldom loses anything, but always does so (NaN) when a value is not finite: such are found there.
     """
-    ints = words.reshape(words.size)
-    floats = ints.view(np.float64)
-    width = np.uint64(words.shape[1])
+    first = np.uint64(at)
     every = len(valid) == 0
     for row in range(np.uint64(len(slots))):
-        sum = np.uint64(slots[row]) * width + np.uint64(at)
-        ints[sum + _ROWS] += 1
+        slot = np.uint64(slots[row])
+        words[slot, first + _ROWS] += 1
         if every or valid[row]:
             value = values[row]
-            high, lost = _two_sum(floats[sum], value)
-            known = floats[sum + _MIDDLE]
+            high, lost = _two_sum(floats[slot, first], value)
+            known = floats[slot, first + _MIDDLE]
             middle = known + lost
             # cheaper than what is lost is whether anything is: the greater of both can be taken away exactly
             if (middle - known != lost) | (middle - lost != known):
                 if value - value != 0.0:
-                    ints[sum + _MET] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
+                    words[slot, first + _MET] |= NAN if value != value else (PLUS_INF if value > 0.0 else MINUS_INF)
                     continue
-                floats[sum + _LOW] += _two_sum(known, lost)[1]
-            floats[sum] = high
-            floats[sum + _MIDDLE] = middle
+                floats[slot, first + _LOW] += _two_sum(known, lost)[1]
+            floats[slot, first] = high
+            floats[slot, first + _MIDDLE] = middle
         else:
-            ints[sum + _NULLS] += 1
+            words[slot, first + _NULLS] += 1
 
 
 @kernel
-def merge_floats(slots: SlotArray, given: Int64Array, words: Int64Array, at: int) -> None:
-    """Add sums that other tasks have gathered; `given` has the words of one group a row."""
-    floats = words.view(np.float64)
-    parts = given.view(np.float64)
+def merge_floats(
+    slots: SlotArray, given: Int64Array, parts: Float64Array, words: Int64Array, floats: Float64Array, at: int
+) -> None:
+    """Add sums that other tasks have gathered; `given` (and `parts`, as floats) has the words of one group a row."""
     first = np.uint64(at)
     for row in range(np.uint64(len(slots))):
         slot = np.uint64(slots[row])
@@ -102,9 +102,8 @@ def merge_floats(slots: SlotArray, given: Int64Array, words: Int64Array, at: int
 
 
 @kernel
-def total_floats(words: Int64Array, at: int, totals: Float64Array) -> None:
+def total_floats(words: Int64Array, floats: Float64Array, at: int, totals: Float64Array) -> None:
     """The sums of groups, rounded once; `words` has one group a row."""
-    floats = words.view(np.float64)
     first = np.uint64(at)
     for row in range(np.uint64(len(words))):
         high = floats[row, first]
@@ -154,10 +153,9 @@ def merge_ints(slots: SlotArray, given: Int64Array, words: Int64Array, at: int) 
 
 
 @kernel
-def sortable(values: Float64Array, ranks: Int64Array) -> None:
-    """Ints in the order of the floats: NaN is the greatest, and −0.0 equals 0.0."""
-    bits = values.view(np.int64)
-    for row in range(len(values)):
+def sortable(bits: Int64Array, ranks: Int64Array) -> None:
+    """Ints in the order of the floats with these bits: NaN is the greatest, and −0.0 equals 0.0."""
+    for row in range(len(bits)):
         found = bits[row]
         if (found & _ABS_BITS) > _INF_BITS:
             found = _NAN_BITS

@@ -52,54 +52,41 @@ def find_groups(
     Stops when there is no room for a new group, or when other groups were in the way more than `patience` times.
 
     Inside, groups are numbered from 1, and `group_*[0]` is a group that no row has. First each row's home is looked
-    at without a branch, which would be mispredicted for every collision (eight rows, of which mostly none missed, are
-    tested by one); the rows that missed are probed after, a block (as many rows as `missed` holds) at a time, so that
-    what passes between the loops stays in the cache.
+    at without a branch, which would be mispredicted for every collision; the rows that missed are probed after, a block
+    (as many rows as `missed` holds) at a time, so that what passes between the loops stays in the cache.
     """
-    mask = len(table) - 1
-    room = len(group_codes)
+    mask = np.uint64(len(table) - 1)
+    one = np.uint64(1)
     for block in range(start, len(codes), len(missed)):
-        begin = np.uint64(block)
-        end = np.uint64(min(block + len(missed), len(codes)))
-        for row in range(begin, end):
-            slots[row] = table[_home(codes[row], panes[row], shift)] - 1
         misses = np.uint64(0)
-        for eight in range(begin, end, np.uint64(8)):
-            if eight + np.uint64(8) <= end:
-                differ = np.int64(0)
-                for row in range(eight, eight + np.uint64(8)):
-                    group = np.uint64(slots[row] + 1)
-                    differ |= (group_codes[group] ^ codes[row]) | (group_panes[group] ^ panes[row])
-                if differ == 0:
-                    continue
-            for row in range(eight, min(eight + np.uint64(8), end)):
-                group = np.uint64(slots[row] + 1)
-                missed[misses] = np.int64(row)
-                misses += np.uint64((group_codes[group] != codes[row]) | (group_panes[group] != panes[row]))
+        for row in range(np.uint64(block), np.uint64(min(block + len(missed), len(codes)))):
+            group = np.uint64(table[_home(codes[row], panes[row], shift)])
+            slots[row] = np.int64(group) - 1
+            missed[misses] = np.int64(row)
+            misses += np.uint64((group_codes[group] != codes[row]) | (group_panes[group] != panes[row]))
         for miss in range(misses):
-            reached = int(missed[miss])
-            missing = np.uint64(reached)
-            code = codes[missing]
-            pane = panes[missing]
-            at = np.int64(_home(code, pane, shift))
+            reached = np.uint64(missed[miss])
+            code = codes[reached]
+            pane = panes[reached]
+            at = _home(code, pane, shift)
             while True:
-                found = np.int64(table[at])
-                if found == 0:
-                    if count == room:
-                        return reached, count
+                group = np.uint64(table[at])
+                if group == 0:
+                    if count == len(group_codes):
+                        return np.int64(reached), count  # type: ignore[return-value]  # of one type for numba
+                    group = np.uint64(count)
                     table[at] = count
-                    group_codes[count] = code
-                    group_panes[count] = pane
-                    found = np.int64(count)
+                    group_codes[group] = code
+                    group_panes[group] = pane
                     count += 1
                     break
-                if group_codes[found] == code and group_panes[found] == pane:
+                if group_codes[group] == code and group_panes[group] == pane:
                     break
-                at = (at + 1) & mask
+                at = (at + one) & mask
                 patience -= 1
-            slots[missing] = found - 1
+            slots[reached] = np.int64(group) - 1
             if patience < 0:
-                return reached + 1, count
+                return np.int64(reached + one), count  # type: ignore[return-value]
     return len(codes), count
 
 

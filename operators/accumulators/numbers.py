@@ -52,15 +52,15 @@ class FloatSum(_Numbers):
     width, rows_at, nulls_at = 6, 2, 4
 
     def update(self, words: Int64Array, rows: Rows) -> None:
-        kernels.sum_floats(rows.slots, rows.plain, rows.valid, words, self.at)
+        kernels.sum_floats(rows.slots, rows.plain, rows.valid, words, words.view(np.float64), self.at)
 
     def merge(self, words: Int64Array, given: Taken, values: Sequence[pa.Array]) -> None:
-        kernels.merge_floats(given.slots, given.words, words, self.at)
+        kernels.merge_floats(given.slots, given.words, given.floats, words, words.view(np.float64), self.at)
 
     def total(self, taken: Taken) -> Float64Array:
         """The sums, rounded once."""
         totals = np.empty(len(taken.slots))
-        kernels.total_floats(taken.words, self.at, totals)
+        kernels.total_floats(taken.words, taken.floats, self.at, totals)
         return totals
 
 
@@ -123,7 +123,7 @@ def ranks_of(values: np.ndarray) -> Int64Array:
     if values.dtype != np.float64:
         return values
     ranks = np.empty(len(values), dtype=np.int64)
-    kernels.sortable(values, ranks)
+    kernels.sortable(values.view(np.int64), ranks)
     return ranks
 
 
