@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflow.kernels.grouping import _GOLDEN, _OTHER, refill
+from dataflow.kernels.grouping import _GOLDEN, _OTHER, DEAD_PANE, refill
+from dataflow.state import table as table_module
 from dataflow.state.table import STEPS_MAX, Table
 
 ints = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)
@@ -23,6 +24,33 @@ def test_slots_are_numbered_as_their_pairs_come(batches: list[list[tuple[int, in
         panes = np.array([pane for _, pane in pairs], dtype=np.int64)
         assert table.find(codes, panes).tolist() == [known.setdefault(pair, len(known)) for pair in pairs]
     assert list(zip(table.codes.tolist(), table.panes.tolist(), strict=True)) == list(known)
+
+
+@given(st.data())
+def test_pairs_keep_their_slots_between_cells_and_hashes(data: st.DataObject) -> None:
+    """Dense codes have cells, far ones are hashed; pairs that were released are new when they come again."""
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(table_module, "CELLS_MIN", data.draw(st.sampled_from([1, 16, 1 << 16])))
+        small.setattr(table_module, "CELLS_PER_GROUP", 2)
+        table = Table()
+        slot_of: dict[tuple[int, int], int] = {}
+        codes = st.integers(0, 9) | st.integers(-40, 40) | st.sampled_from([-(2**63), 2**63 - 1, 2**63 - 2])
+        pane_numbers = st.integers(0, 2) | st.integers(-9, 9) | st.sampled_from([-(2**63) + 1, 2**63 - 1])
+        for _ in range(data.draw(st.integers(1, 6))):
+            pairs = data.draw(st.lists(st.tuples(codes, pane_numbers), max_size=20))
+            slots = table.find(*(np.array([pair[n] for pair in pairs], dtype=np.int64) for n in (0, 1))).tolist()
+            for pair, slot in zip(pairs, slots, strict=True):
+                assert slot_of.setdefault(pair, slot) == slot
+            assert len(set(slot_of.values())) == len(slot_of)
+            gone = [pair for pair in slot_of if data.draw(st.booleans())]
+            table.release(np.array([slot_of.pop(pair) for pair in gone], dtype=np.int64))
+            if data.draw(st.booleans()):
+                kept = np.array(sorted(slot_of.values()), dtype=np.int64)
+                table.keep(kept)
+                slot_of = {pair: kept.tolist().index(slot) for pair, slot in slot_of.items()}
+            pairs = list(zip(table.codes.tolist(), table.panes.tolist(), strict=True))
+            known = {pair: slot for slot, pair in enumerate(pairs) if pair[1] != DEAD_PANE}
+            assert known == slot_of
 
 
 @pytest.mark.parametrize("step", [1, -1, 3_001, 6_765, 10_946, 17_711, 60_000_000, 2**32, 2**48, 3_600_000_000])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import dataflow as flow
 from dataflow import Aggregate, col, count
+from dataflow.operators.windows import window_operator
 from tests import generator, oracle
 from tests.harness import KeepingSink, WindowRun, run_windows
 
@@ -134,6 +135,26 @@ def test_any_key_gives_the_same_rows(by: Sequence[str], names: Sequence[str]) ->
     tables = generator.tables(5, rows=400, floats=FLOATS)
     source = generator.ReplaySource({name: generator.random_cut(table, 5) for name, table in tables.items()})
     job.check(run_windows(job.windows(flow.read(source)), workers=2), job.answer(tables))
+
+
+@pytest.mark.parametrize(
+    "groups_max", [(0, 1 << 18), (2, 5), (1 << 16, 3)], ids=["all wide", "wide and early", "early"]
+)
+@given(job=JOBS, seed=st.integers(0, 10_000), workers=st.sampled_from([2, 3]))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_who_merges_a_window_and_when_does_not_show(
+    groups_max: tuple[int, int], job: Job, seed: int, workers: int
+) -> None:
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(window_operator, "WHOLE_GROUPS_MAX", groups_max[0])
+        few.setattr(window_operator, "PARTIAL_GROUPS_MAX", groups_max[1])
+        job = replace(job, names=MERGEABLE)
+        tables = generator.tables(seed, rows=120, floats=FLOATS)
+        source = generator.ReplaySource({name: generator.random_cut(table, seed) for name, table in tables.items()})
+        run = run_windows(job.windows(flow.read(source)), workers)
+        job.check(run, job.answer(tables))
+        alone = run_windows(job.windows(flow.read(source)), workers=1)
+        assert [_bits(row) for row in run.final] == [_bits(row) for row in alone.final]
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -125,6 +125,18 @@ def test_text_of_every_layout_is_a_key(kind: pa.DataType) -> None:
     assert row_hashes([column])[0] == xxhash.xxh64_intdigest(b"ab")
 
 
+def test_a_dictionary_that_another_task_sends_again_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender, receiver = Groups([pa.string()]), Groups([pa.string()])
+    names = pa.array(["x", None, "y", "x"])
+    slots = sender.slots([names], panes(0, 0, 0, 1))
+    sent = sender.encoded_keys(slots)
+    assert sent[0].equals(sender.encoded_keys(slots)[0])
+    first = receiver.slots(sent, panes(0, 0, 0, 1)).tolist()
+    monkeypatch.setattr(keys.TextIndex, "ids_of", lambda *_: pytest.fail("it was hashed again"))
+    assert receiver.slots(sender.encoded_keys(slots), panes(0, 0, 0, 1)).tolist() == first == [0, 1, 2, 3]
+    assert receiver.keys(np.array(first))[0].equals(names)
+
+
 def test_values_of_a_dictionary_that_no_row_has_are_forgotten() -> None:
     groups = Groups([pa.string()])
     for turn in range(50):
