@@ -19,6 +19,7 @@ from dataflow.graph.render import graph_text
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import Operator, OperatorContext, SinkSpec, SourceSpec, StatelessSpec, StreamType
 from dataflow.operators.windows import window_operator as windows
+from dataflow.operators.windows.partial import PartialAggregate
 from dataflow.schema import is_text_type
 
 
@@ -198,7 +199,7 @@ class _Planner:
             sender = OperatorPlan(
                 node,
                 "aggregated before the exchange",
-                lambda c: windows.PartialAggregate(windows.WindowGroups(spec, source, aggregates), aggregates, c),
+                lambda c: PartialAggregate(spec.groups(source, aggregates), aggregates, c),
             )
             first.ports["out"] = [sender]
         self._connect(branch.stage, sender.ports.setdefault("out", []), receiving, spec.by)

@@ -386,3 +386,22 @@ def check_key_type(name: str, type: pa.DataType) -> None:
     else:
         help = "derive a column with one plain type first, and use that"
     raise TypeMismatchError(f"`{name}` is {type_name(type)}, which cannot be a key", code="DF0302", help=help)
+
+
+def shown_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """The values as Python's, for people; times and durations that Python cannot hold (the year 10000) as text.
+
+    >>> shown_values(pa.array([0, 2**62], pa.timestamp("us")))
+    ['1970-01-01 00:00:00.000000', '<value out of range: 4611686018427387904>']
+    """
+    try:
+        values: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):
+        if pa.types.is_duration(column.type):
+            unit = column.type.unit
+            values = [None if one is None else f"{one} {unit}" for one in column.cast(pa.int64()).to_pylist()]
+        elif pa.types.is_temporal(column.type):
+            values = column.cast(pa.string()).to_pylist()
+        else:  # inside of a list or struct
+            values = [column.slice(n, 1).to_string() if one.is_valid else None for n, one in enumerate(column)]
+    return values

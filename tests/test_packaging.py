@@ -7,9 +7,9 @@ dependencies of the tests' own environment.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -64,8 +64,7 @@ def test_the_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path) -
     python = environment_with(tmp_path, "hatchling")
     run([str(python), "-c", backend], cwd=ROOT, OUT=str(tmp_path))
     (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as opened:
-        opened.extractall(tmp_path / "source", filter="data")
+    shutil.unpack_archive(archive, tmp_path / "source")
     (source,) = (tmp_path / "source").iterdir()
     pip("wheel", "--no-deps", "--wheel-dir", str(tmp_path / "again"), str(source))
     (again,) = (tmp_path / "again").glob("*.whl")

@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dataflow as flow
+from dataflow import count
 from dataflow.errors import DataflowError
-from dataflow.schema import check_key_type, column_not_found, is_key_type, to_schema, to_type, type_name
+from dataflow.schema import (
+    check_key_type,
+    column_not_found,
+    is_key_type,
+    shown_values,
+    to_schema,
+    to_type,
+    type_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +209,25 @@ def test_nested_keys_are_refused_with_the_fix(type: pa.DataType, message: str) -
     with pytest.raises(DataflowError) as caught:
         check_key_type("k", type)
     assert str(caught.value) == message
+
+
+FAR = [
+    pa.array([0, 2**62, None], pa.timestamp("us", "UTC")),
+    pa.array([2**31 - 1, None], pa.date32()),
+    pa.array([2**62, None], pa.duration("s")),
+    pa.array([2**62, 1], pa.timestamp("ns")),
+    pa.array([[2**62], None], pa.list_(pa.timestamp("s"))),
+]
+
+
+@pytest.mark.parametrize("column", FAR, ids=lambda column: str(column.type))
+def test_values_that_python_cannot_hold_are_shown_all_the_same(column: pa.Array) -> None:
+    shown = shown_values(column)
+    assert [value is None for value in shown] == column.is_null().to_pylist()
+    assert shown_values(column.slice(1)) == shown[1:]
+
+
+def test_an_unread_late_row_at_the_end_of_time_does_not_end_the_run() -> None:
+    rows = pa.table({"at": pa.array([2**62, 0, 2**61], pa.timestamp("us")), "k": [1, 1, 2]})
+    windows = flow.from_arrow(rows).watermark("at", delay="1s").window(flow.tumbling("1m"), by="k").agg(n=count())
+    assert windows.collect().num_rows == 1

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 import dataflow
 from dataflow.errors import ProgramError, StoreError
+from dataflow.schema import shown_values
 
 if TYPE_CHECKING:
     from dataflow.cli import Commands
@@ -127,7 +128,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
         return ["" if text is None else text.replace(".000000", "") if whole else text for text in texts]
     if pa.types.is_floating(column.type):
         return ["" if value is None else f"{value:.6g}" for value in column.to_pylist()]
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+    return ["" if value is None else str(value) for value in shown_values(column)]
 
 
 def _write_csv(rows: pa.Table) -> None:
@@ -153,7 +154,7 @@ def _json_column(column: pa.Array) -> list[object]:
     if pa.types.is_timestamp(column.type):
         # Through Arrow's text, since a `datetime` ends with the year 9999.
         return [None if text is None else text.replace(" ", "T", 1) for text in column.cast(pa.string()).to_pylist()]
-    return [_jsonable(value) for value in column.to_pylist()]
+    return [_jsonable(value) for value in shown_values(column)]
 
 
 def _jsonable(value: object) -> object:

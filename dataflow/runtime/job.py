@@ -35,6 +35,7 @@ from dataflow.runtime.ledger import SHOWN_MAX, UnreadRows, summed
 from dataflow.runtime.sink_task import Acks, SinkTask
 from dataflow.runtime.task import Input, Task
 from dataflow.runtime.worker import Worker
+from dataflow.schema import shown_values
 from dataflow.system import System, Thread
 
 JOIN_SECONDS = 5.0
@@ -376,7 +377,7 @@ class Unread(Receiver):
     def on_batch(self, batch: Batch) -> None:
         room = SHOWN_MAX - len(self.rows.first)
         if room > 0:
-            shown = {name: column.slice(0, room).to_pylist() for name, column in batch.columns.items()}
+            shown = {name: shown_values(column.slice(0, room)) for name, column in batch.columns.items()}
             self.rows.first += [
                 ", ".join(f"{name}={value}" for name, value in zip(shown, row, strict=True) if value is not None)
                 for row in zip(*shown.values(), strict=True)

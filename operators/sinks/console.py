@@ -7,6 +7,8 @@ from typing import TextIO
 
 import pyarrow as pa
 
+from dataflow.schema import shown_values
+
 
 class ConsoleSink:
     """Prints up to `limit` rows (all, if None) and counts the others."""
@@ -24,7 +26,7 @@ class ConsoleSink:
         if not shown:
             return
         lines = [] if self.rows else ["\t".join(self.schema.names)]
-        columns = [batch.column(i).slice(0, shown).to_pylist() for i in range(batch.num_columns)]
+        columns = [shown_values(batch.column(i).slice(0, shown)) for i in range(batch.num_columns)]
         lines += ["\t".join(map(_text, row)) for row in zip(*columns, strict=True)]
         print("\n".join(lines), file=self.out or sys.stdout, flush=True)
         self.rows += shown

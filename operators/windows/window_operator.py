@@ -10,7 +10,6 @@ has passed its end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -22,9 +21,9 @@ from dataflow.aggregates import Aggregate
 from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
-from dataflow.kernels.gateway import column_of, ints_of
-from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int32Array, Int64Array
-from dataflow.operators.accumulators import AggregateSet, RowOrder
+from dataflow.kernels.gateway import column_of
+from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
+from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import (
     EventTime,
     Operator,
@@ -38,20 +37,8 @@ from dataflow.operators.base import (
 )
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
+from dataflow.operators.windows.groups import PANE, POSITION, TIME, WindowGroups, row_order
 from dataflow.schema import check_key_type
-from dataflow.state.keyed import Groups
-from dataflow.state.keys import split_by_owner
-from dataflow.system import Mutex
-
-PANE = "#pane"
-TIME = "#time"
-POSITION = "#position"
-"""Columns that only travel between the parts of one step; users cannot type these names."""
-WHOLE_GROUPS_MAX = 1 << 16
-"""Up to so many groups a pane is merged by one task; beyond, the work is worth spreading."""
-PARTIAL_GROUPS_MAX = 1 << 18
-"""Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
-its table must stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +93,11 @@ class WindowAggregateSpec(OperatorSpec):
 
     def bind(self, source: StreamType) -> AggregateSet:
         return AggregateSet(dict(self.aggregates), source.schema)
+
+    def groups(self, source: StreamType, aggregates: AggregateSet) -> WindowGroups:
+        """Empty groups for one task."""
+        by = pa.schema([source.schema.field(name) for name in self.by])
+        return WindowGroups(self.window, self.lateness_us, by, aggregates)
 
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         assert input_type.event_time is not None
@@ -199,140 +191,6 @@ class WindowInput(Operator):
             self.out.on_batch(made)
 
 
-class WindowGroups:
-    """The open groups (key and pane) of one task and what their aggregates have gathered."""
-
-    def __init__(self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet) -> None:
-        self.window, self.lateness_us, self.by = spec.window, spec.lateness_us, spec.by
-        self.groups = Groups([source.schema.field(name).type for name in spec.by])
-        self.state = aggregates.build()
-        self.oldest: float = math.inf
-        """The least pane of the groups; infinite without any."""
-
-    def slots_of(self, batch: Batch) -> Int32Array:
-        """The slot of each row's group; new groups are made."""
-        known = self.groups.count
-        keys = [batch.columns[name] for name in self.by]
-        slots = self.groups.slots(keys, ints_of(batch.columns[PANE]))
-        if self.groups.count > known:
-            self.state.grow(self.groups.count)
-            self.oldest = min(self.oldest, int(self.groups.panes[known:].min()))
-        return slots
-
-    def due(self, watermark_us: int) -> Int64Array | None:
-        """The slots of the groups that are final now, or None for none."""
-        if watermark_us == TIME_MAX_US:
-            slots = self.groups.live_slots()
-            self.oldest = math.inf
-            return slots if len(slots) else None
-        last = self.window.last_ended(watermark_us - self.lateness_us)
-        if self.oldest > last:
-            return None
-        slots, self.oldest = self.groups.due_slots(last)
-        return slots
-
-    def release(self, slots: Int64Array) -> None:
-        """Forget groups that have been emitted."""
-        count = self.groups.count
-        kept = self.groups.release(slots)
-        if kept is not None:
-            self.state.keep(kept, count)
-
-
-class PartialAggregate(Operator):
-    """Aggregates what one task has read, and hands on one row a group once the task's own watermark has passed it."""
-
-    def __init__(self, groups: WindowGroups, aggregates: AggregateSet, context: OperatorContext) -> None:
-        super().__init__(context)
-        self.groups = groups
-        self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
-        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
-        self.fields = [f.name for f in aggregates.partial_fields]
-        self.needs_order = aggregates.needs_order
-
-    def on_batch(self, batch: Batch) -> None:
-        slots = self.groups.slots_of(batch)
-        self.groups.state.update(
-            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
-        )
-        self.counts.folded += batch.num_rows
-        if self.groups.groups.count > PARTIAL_GROUPS_MAX:
-            self._emit(self.groups.groups.live_slots())
-
-    def on_watermark(self, time_us: int) -> None:
-        due = self.groups.due(time_us)
-        if due is not None:
-            self._emit(due)
-        self.out.on_watermark(time_us)
-
-    def on_end(self) -> None:
-        self._emit(self.groups.groups.live_slots())
-        super().on_end()
-
-    def _emit(self, slots: Int64Array) -> None:
-        if not len(slots):
-            return
-        groups, bounds = self.groups.groups, None
-        keys, panes = groups.encoded_keys(slots), groups.panes[slots]
-        if keys and self.out.owners > 1:
-            order, bounds = self._split(keys, panes)
-            if order is not None:
-                slots, panes = slots[order], panes[order]
-                keys = groups.encoded_keys(slots)
-        columns = dict(zip(self.groups.by, keys, strict=True))
-        columns[PANE] = column_of(panes)
-        columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
-        self.groups.release(slots)
-        self.out.on_batch(Batch(columns, len(slots), DERIVED, owner_bounds=bounds))
-
-    def _split(self, keys: Sequence[pa.Array], panes: Int64Array) -> tuple[Int64Array | None, Sequence[int]]:
-        """The order of the groups by the task that merges them (None: as they are), and where those of each begin."""
-        owners = self.out.owners
-        first, last = int(panes.min()), int(panes.max())
-        wide_from = self.wide.begin(first, last, len(panes))
-        if last < wide_from and first == last:
-            owner = first % owners
-            return None, [0] * (owner + 1) + [len(panes)] * (owners - owner)
-        if first >= wide_from:
-            return split_by_owner(keys, owners)
-        owner_of = panes % owners
-        is_wide = panes >= wide_from
-        if is_wide.any():
-            order, bounds = split_by_owner(keys, owners)
-            by_key = np.empty(len(panes), dtype=np.int64)
-            by_key[order] = np.repeat(np.arange(owners), np.diff(bounds))
-            owner_of = np.where(is_wide, by_key, owner_of)
-        order = np.argsort(owner_of, kind="stable")
-        return order, np.searchsorted(owner_of[order], np.arange(owners + 1)).tolist()
-
-
-class WidePanes:
-    """Which panes have too many groups for one task to merge; shared by the tasks that aggregate first.
-
-    The groups of a pane must all meet in the same task. Mostly that is one task for the whole pane: then a pane is
-    handed over as it is, and leaves in order. Panes from the first wide one on are split by key; which that is is
-    settled when the first task hands on a pane, and never changes for panes that have been begun.
-    """
-
-    def __init__(self, lock: Mutex) -> None:
-        self._lock = lock
-        self._begun: float = -math.inf
-        self._wide_from: float = math.inf
-
-    def begin(self, first: int, last: int, groups: int) -> float:
-        """A task hands on groups of these panes; returns the first wide pane."""
-        with self._lock:
-            if groups > WHOLE_GROUPS_MAX * (last - first + 1) and self._wide_from == math.inf:
-                self._wide_from = max(first, self._begun + 1)
-            self._begun = max(self._begun, last)
-            return self._wide_from
-
-
-def row_order(batch: Batch, needed: bool) -> RowOrder | None:
-    """Event time and position of the rows, if an aggregate depends on their order."""
-    return RowOrder(ints_of(batch.columns[TIME]), ints_of(batch.columns[POSITION])) if needed else None
-
-
 class CloseWindows(Operator):
     """Emits the groups that the watermark has passed; how they are gathered is up to the two kinds below."""
 
@@ -340,7 +198,7 @@ class CloseWindows(Operator):
         self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
     ) -> None:
         super().__init__(context)
-        self.groups = WindowGroups(spec, source, aggregates)
+        self.groups = spec.groups(source, aggregates)
         self.names = [f.name for f in aggregates.fields]
         self.time_type, self.source_schema = window_time_type(source), source.schema
 

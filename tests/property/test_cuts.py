@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import dataflow as flow
 from dataflow import Aggregate, col, count
-from dataflow.operators.windows import window_operator
+from dataflow.operators.windows import partial
 from tests import generator, oracle
 from tests.harness import KeepingSink, WindowRun, run_windows
 
@@ -146,8 +146,8 @@ def test_who_merges_a_window_and_when_does_not_show(
     groups_max: tuple[int, int], job: Job, seed: int, workers: int
 ) -> None:
     with pytest.MonkeyPatch.context() as few:
-        few.setattr(window_operator, "WHOLE_GROUPS_MAX", groups_max[0])
-        few.setattr(window_operator, "PARTIAL_GROUPS_MAX", groups_max[1])
+        few.setattr(partial, "WHOLE_GROUPS_MAX", groups_max[0])
+        few.setattr(partial, "PARTIAL_GROUPS_MAX", groups_max[1])
         job = replace(job, names=MERGEABLE)
         tables = generator.tables(seed, rows=120, floats=FLOATS)
         source = generator.ReplaySource({name: generator.random_cut(table, seed) for name, table in tables.items()})

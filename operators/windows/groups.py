@@ -1,0 +1,63 @@
+"""The open groups of one task, in either part of a window aggregate."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+
+from dataflow.kernels.gateway import ints_of
+from dataflow.message import TIME_MAX_US, Batch, Int32Array, Int64Array
+from dataflow.operators.accumulators import AggregateSet, RowOrder
+from dataflow.operators.windows.base import Window
+from dataflow.state.keyed import Groups
+
+PANE = "#pane"
+TIME = "#time"
+POSITION = "#position"
+"""Columns that only travel between the parts of one step; users cannot type these names."""
+
+
+def row_order(batch: Batch, needed: bool) -> RowOrder | None:
+    """Event time and position of the rows, if an aggregate depends on their order."""
+    return RowOrder(ints_of(batch.columns[TIME]), ints_of(batch.columns[POSITION])) if needed else None
+
+
+class WindowGroups:
+    """The open groups (key and pane) of one task and what their aggregates have gathered."""
+
+    def __init__(self, window: Window, lateness_us: int, by: pa.Schema, aggregates: AggregateSet) -> None:
+        self.window, self.lateness_us, self.by = window, lateness_us, tuple(by.names)
+        self.groups = Groups(by.types)
+        self.state = aggregates.build()
+        self.oldest: float = math.inf
+        """The least pane of the groups; infinite without any."""
+
+    def slots_of(self, batch: Batch) -> Int32Array:
+        """The slot of each row's group; new groups are made."""
+        known = self.groups.count
+        keys = [batch.columns[name] for name in self.by]
+        slots = self.groups.slots(keys, ints_of(batch.columns[PANE]))
+        if self.groups.count > known:
+            self.state.grow(self.groups.count)
+            self.oldest = min(self.oldest, int(self.groups.panes[known:].min()))
+        return slots
+
+    def due(self, watermark_us: int) -> Int64Array | None:
+        """The slots of the groups that are final now, or None for none."""
+        if watermark_us == TIME_MAX_US:
+            slots = self.groups.live_slots()
+            self.oldest = math.inf
+            return slots if len(slots) else None
+        last = self.window.last_ended(watermark_us - self.lateness_us)
+        if self.oldest > last:
+            return None
+        slots, self.oldest = self.groups.due_slots(last)
+        return slots
+
+    def release(self, slots: Int64Array) -> None:
+        """Forget groups that have been emitted."""
+        count = self.groups.count
+        kept = self.groups.release(slots)
+        if kept is not None:
+            self.state.keep(kept, count)

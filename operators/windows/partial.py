@@ -1,0 +1,116 @@
+"""Aggregation before the exchange: one row a group crosses it, and who merges a pane is settled here.
+
+The hard part: all groups of a pane must meet in one task, whoever made them and whenever they are handed on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.kernels.gateway import column_of
+from dataflow.message import DERIVED, Batch, Int64Array
+from dataflow.operators.accumulators import AggregateSet
+from dataflow.operators.base import Operator, OperatorContext
+from dataflow.operators.windows.groups import PANE, WindowGroups, row_order
+from dataflow.state.keys import split_by_owner
+from dataflow.system import Mutex
+
+WHOLE_GROUPS_MAX = 1 << 16
+"""Up to so many groups a pane is merged by one task; beyond, the work is worth spreading."""
+PARTIAL_GROUPS_MAX = 1 << 18
+"""Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
+its table must stay in the cache."""
+
+
+class WidePanes:
+    """Which panes have too many groups for one task to merge; shared by the tasks that aggregate first.
+
+    The groups of a pane must all meet in the same task. Mostly that is one task for the whole pane: then a pane is
+    handed over as it is, and leaves in order. Panes from the first wide one on are split by key; which that is is
+    settled when the first task hands on a pane, and never changes for panes that have been begun.
+    """
+
+    def __init__(self, lock: Mutex) -> None:
+        self._lock = lock
+        self._begun: float = -math.inf
+        self._wide_from: float = math.inf
+
+    def begin(self, first: int, last: int, groups: int) -> float:
+        """A task hands on groups of these panes; returns the first wide pane."""
+        with self._lock:
+            if groups > WHOLE_GROUPS_MAX * (last - first + 1) and self._wide_from == math.inf:
+                self._wide_from = max(first, self._begun + 1)
+            self._begun = max(self._begun, last)
+            return self._wide_from
+
+
+class PartialAggregate(Operator):
+    """Aggregates what one task has read, and hands on one row a group once the task's own watermark has passed it."""
+
+    def __init__(self, groups: WindowGroups, aggregates: AggregateSet, context: OperatorContext) -> None:
+        super().__init__(context)
+        self.groups = groups
+        self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
+        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
+        self.fields = [f.name for f in aggregates.partial_fields]
+        self.needs_order = aggregates.needs_order
+
+    def on_batch(self, batch: Batch) -> None:
+        slots = self.groups.slots_of(batch)
+        self.groups.state.update(
+            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
+        )
+        self.counts.folded += batch.num_rows
+        if self.groups.groups.count > PARTIAL_GROUPS_MAX:
+            self._emit(self.groups.groups.live_slots())
+
+    def on_watermark(self, time_us: int) -> None:
+        due = self.groups.due(time_us)
+        if due is not None:
+            self._emit(due)
+        self.out.on_watermark(time_us)
+
+    def on_end(self) -> None:
+        self._emit(self.groups.groups.live_slots())
+        super().on_end()
+
+    def _emit(self, slots: Int64Array) -> None:
+        if not len(slots):
+            return
+        groups, bounds = self.groups.groups, None
+        keys, panes = groups.encoded_keys(slots), groups.panes[slots]
+        if keys and self.out.owners > 1:
+            order, bounds = self._split(keys, panes)
+            if order is not None:
+                slots, panes = slots[order], panes[order]
+                keys = groups.encoded_keys(slots)
+        columns = dict(zip(self.groups.by, keys, strict=True))
+        columns[PANE] = column_of(panes)
+        columns |= zip(self.fields, self.groups.state.partial(slots), strict=True)
+        self.groups.release(slots)
+        self.out.on_batch(Batch(columns, len(slots), DERIVED, owner_bounds=bounds))
+
+    def _split(self, keys: Sequence[pa.Array], panes: Int64Array) -> tuple[Int64Array | None, Sequence[int]]:
+        """The order of the groups by the task that merges them (None: as they are), and where those of each begin."""
+        owners = self.out.owners
+        first, last = int(panes.min()), int(panes.max())
+        wide_from = self.wide.begin(first, last, len(panes))
+        if last < wide_from and first == last:
+            owner = first % owners
+            return None, [0] * (owner + 1) + [len(panes)] * (owners - owner)
+        if first >= wide_from:
+            return split_by_owner(keys, owners)
+        owner_of = panes % owners
+        is_wide = panes >= wide_from
+        if is_wide.any():
+            order, bounds = split_by_owner(keys, owners)
+            by_key = np.empty(len(panes), dtype=np.int64)
+            by_key[order] = np.repeat(np.arange(owners), np.diff(bounds))
+            owner_of = np.where(is_wide, by_key, owner_of)
+        order = np.argsort(owner_of, kind="stable")
+        return order, np.searchsorted(owner_of[order], np.arange(owners + 1)).tolist()
