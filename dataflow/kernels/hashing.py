@@ -68,6 +68,31 @@ def _lane(data: ByteArray, at: np.uint64, end: np.uint64, lane: np.uint64) -> np
     return lane
 
 
+@helper
+def _merged(h: np.uint64, lane: np.uint64) -> np.uint64:
+    return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
+
+
+@helper
+def _finished(h: np.uint64, data: ByteArray, at: np.uint64, end: np.uint64) -> np.uint64:
+    """Take in the bytes from `at` on that fill no stripe."""
+    while at + _8 <= end:
+        h = _long(h, read8(data, at))
+        at += _8
+    if at + _4 <= end:
+        four = np.uint64(0)
+        for byte in range(_4):
+            four |= np.uint64(data[at + byte]) << (byte << _3)
+        h ^= four * _P1
+        h = ((h << _23) | (h >> _41)) * _P2 + _P3
+        at += _4
+    while at < end:
+        h ^= np.uint64(data[at]) * _P5
+        h = ((h << _11) | (h >> _53)) * _P1
+        at += _1
+    return _avalanche(h)
+
+
 # ── kernels ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -82,47 +107,44 @@ def hash_ints(values: Int64Array, valid: BoolArray, hashes: UInt64Array) -> None
         hashes[row] = _avalanche(h)
 
 
-@kernel
 def hash_bytes(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
     """Seed each hash with itself and replace it by the hash of the row's bytes."""
-    for row in range(len(offsets) - 1):
-        seed = hashes[row]
-        if len(valid) and not valid[row]:
-            hashes[row] = _avalanche(_long(seed + _P5 + _8, _NULL))
-            continue
+    if _hash_short(offsets, data, valid, hashes):
+        _hash_long(offsets, data, valid, hashes)
+
+
+@kernel
+def _hash_short(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> int:
+    """Rows of less than 32 bytes, as most keys have; returns how many others are left."""
+    every = len(valid) == 0
+    long = 0
+    for row in range(np.uint64(len(offsets) - 1)):
         at = np.uint64(offsets[row])
-        end = np.uint64(offsets[row + 1])
+        end = np.uint64(offsets[row + _1])
+        if not every and not valid[row]:
+            hashes[row] = _avalanche(_long(hashes[row] + _P5 + _8, _NULL))
+        elif end - at < _32:
+            hashes[row] = _finished(hashes[row] + _P5 + (end - at), data, at, end)
+        else:
+            long += 1
+    return long
+
+
+@kernel
+def _hash_long(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
+    """The rows that `_hash_short` has left."""
+    for row in range(np.uint64(len(offsets) - 1)):
+        at = np.uint64(offsets[row])
+        end = np.uint64(offsets[row + _1])
         length = end - at
-        if length >= _32:
+        if length >= _32 and (len(valid) == 0 or valid[row]):
+            seed = hashes[row]
             stripes = end - (length & _31)
             a = _lane(data, at, stripes, seed + _P1 + _P2)
             b = _lane(data, at + _8, stripes, seed + _P2)
             c = _lane(data, at + _16, stripes, seed)
             d = _lane(data, at + _24, stripes, seed - _P1)
-            at = stripes
-            h = (
-                ((a << _1) | (a >> _63))
-                + ((b << _7) | (b >> _57))
-                + ((c << _12) | (c >> _52))
-                + ((d << _18) | (d >> _46))
-            )
-            for lane in (a, b, c, d):
-                h = (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
-        else:
-            h = seed + _P5
-        h += length
-        while at + _8 <= end:
-            h = _long(h, read8(data, at))
-            at += _8
-        if at + _4 <= end:
-            four = np.uint64(0)
-            for byte in range(_4):
-                four |= np.uint64(data[at + byte]) << (byte << _3)
-            h ^= four * _P1
-            h = ((h << _23) | (h >> _41)) * _P2 + _P3
-            at += _4
-        while at < end:
-            h ^= np.uint64(data[at]) * _P5
-            h = ((h << _11) | (h >> _53)) * _P1
-            at += _1
-        hashes[row] = _avalanche(h)
+            h = ((a << _1) | (a >> _63)) + ((b << _7) | (b >> _57))
+            h += ((c << _12) | (c >> _52)) + ((d << _18) | (d >> _46))
+            h = _merged(_merged(_merged(_merged(h, a), b), c), d)
+            hashes[row] = _finished(h + length, data, stripes, end)
