@@ -18,11 +18,6 @@ POSITION = "#position"
 """Columns that only travel between the parts of one step; users cannot type these names."""
 
 
-def row_order(batch: Batch, needed: bool) -> RowOrder | None:
-    """Event time and position of the rows, if an aggregate depends on their order."""
-    return RowOrder(ints_of(batch.columns[TIME]), ints_of(batch.columns[POSITION])) if needed else None
-
-
 class WindowGroups:
     """The open groups (key and pane) of one task and what their aggregates have gathered."""
 
@@ -30,8 +25,16 @@ class WindowGroups:
         self.window, self.lateness_us, self.by = window, lateness_us, tuple(by.names)
         self.groups = Groups(by.types)
         self.state = aggregates.build()
+        self._inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
+        self._needs_order = aggregates.needs_order
         self.oldest: float = math.inf
         """The least pane of the groups; infinite without any."""
+
+    def update(self, batch: Batch) -> None:
+        """Take in rows."""
+        slots = self.slots_of(batch)
+        order = RowOrder(ints_of(batch.columns[TIME]), ints_of(batch.columns[POSITION])) if self._needs_order else None
+        self.state.update(slots, [batch.columns[name] for name in self._inputs], order)
 
     def slots_of(self, batch: Batch) -> Int32Array:
         """The slot of each row's group; new groups are made."""

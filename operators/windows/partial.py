@@ -16,7 +16,7 @@ from dataflow.kernels.gateway import column_of
 from dataflow.message import DERIVED, Batch, Int64Array
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import Operator, OperatorContext
-from dataflow.operators.windows.groups import PANE, WindowGroups, row_order
+from dataflow.operators.windows.groups import PANE, WindowGroups
 from dataflow.state.keys import split_by_owner
 from dataflow.system import Mutex
 
@@ -56,15 +56,10 @@ class PartialAggregate(Operator):
         super().__init__(context)
         self.groups = groups
         self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
-        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
         self.fields = [f.name for f in aggregates.partial_fields]
-        self.needs_order = aggregates.needs_order
 
     def on_batch(self, batch: Batch) -> None:
-        slots = self.groups.slots_of(batch)
-        self.groups.state.update(
-            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
-        )
+        self.groups.update(batch)
         self.counts.folded += batch.num_rows
         if self.groups.groups.count > PARTIAL_GROUPS_MAX:
             self._emit(self.groups.groups.live_slots())

@@ -37,7 +37,7 @@ from dataflow.operators.base import (
 )
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
-from dataflow.operators.windows.groups import PANE, POSITION, TIME, WindowGroups, row_order
+from dataflow.operators.windows.groups import PANE, POSITION, TIME, WindowGroups
 from dataflow.schema import check_key_type
 
 
@@ -258,16 +258,6 @@ class MergeAggregate(CloseWindows):
 class RowAggregate(CloseWindows):
     """Aggregates rows that came through the exchange."""
 
-    def __init__(
-        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
-    ) -> None:
-        super().__init__(spec, source, aggregates, context)
-        self.inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
-        self.needs_order = aggregates.needs_order
-
     def on_batch(self, batch: Batch) -> None:
-        slots = self.groups.slots_of(batch)
-        self.groups.state.update(
-            slots, [batch.columns[name] for name in self.inputs], row_order(batch, self.needs_order)
-        )
+        self.groups.update(batch)
         self.counts.folded += batch.num_rows
