@@ -31,16 +31,8 @@ _41, _46, _52, _53, _57, _63 = (np.uint64(number) for number in (41, 46, 52, 53,
 
 
 @helper
-def _round(lane: np.uint64, value: np.uint64) -> np.uint64:
-    lane += value * _P2
-    return ((lane << _31) | (lane >> _33)) * _P1
-
-
-@helper
-def _long(h: np.uint64, value: np.uint64) -> np.uint64:
-    """Take in eight bytes."""
-    h ^= _round(np.uint64(0), value)
-    return ((h << _27) | (h >> _37)) * _P1 + _P4
+def _round(value: np.uint64) -> np.uint64:
+    return ((value << _31) | (value >> _33)) * _P1
 
 
 @helper
@@ -63,34 +55,9 @@ def read8(data: ByteArray, at: np.uint64) -> np.uint64:
 def _lane(data: ByteArray, at: np.uint64, end: np.uint64, lane: np.uint64) -> np.uint64:
     """Take in every fourth eight bytes. Lane after lane, not side by side: few keys are that long."""
     while at < end:
-        lane = _round(lane, read8(data, at))
+        lane = _round(lane + read8(data, at) * _P2)
         at += _32
     return lane
-
-
-@helper
-def _merged(h: np.uint64, lane: np.uint64) -> np.uint64:
-    return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
-
-
-@helper
-def _finished(h: np.uint64, data: ByteArray, at: np.uint64, end: np.uint64) -> np.uint64:
-    """Take in the bytes from `at` on that fill no stripe."""
-    while at + _8 <= end:
-        h = _long(h, read8(data, at))
-        at += _8
-    if at + _4 <= end:
-        four = np.uint64(0)
-        for byte in range(_4):
-            four |= np.uint64(data[at + byte]) << (byte << _3)
-        h ^= four * _P1
-        h = ((h << _23) | (h >> _41)) * _P2 + _P3
-        at += _4
-    while at < end:
-        h ^= np.uint64(data[at]) * _P5
-        h = ((h << _11) | (h >> _53)) * _P1
-        at += _1
-    return _avalanche(h)
 
 
 # ── kernels ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,52 +66,72 @@ def _finished(h: np.uint64, data: ByteArray, at: np.uint64, end: np.uint64) -> n
 @kernel
 def hash_ints(values: Int64Array, valid: BoolArray, hashes: UInt64Array) -> None:
     """Seed each hash with itself and replace it by the hash of the row's integer."""
-    for row in range(len(values)):
-        value = np.uint64(values[row])
-        if len(valid) and not valid[row]:
-            value = _NULL
-        h = _long(hashes[row] + _P5 + _8, value)
-        hashes[row] = _avalanche(h)
+    every = len(valid) == 0
+    for row in range(np.uint64(len(values))):
+        value = np.uint64(values[row]) if every or valid[row] else _NULL
+        h = (hashes[row] + _P5 + _8) ^ _round(value * _P2)
+        hashes[row] = _avalanche(((h << _27) | (h >> _37)) * _P1 + _P4)
 
 
 def hash_bytes(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
     """Seed each hash with itself and replace it by the hash of the row's bytes."""
-    if _hash_short(offsets, data, valid, hashes):
-        _hash_long(offsets, data, valid, hashes)
+    if len(offsets) > 1 and int(np.diff(offsets).max()) >= _32:
+        _take_in_stripes(offsets, data, valid, hashes)
+    _take_in_rest(offsets, data, valid, hashes)
 
 
 @kernel
-def _hash_short(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> int:
-    """Rows of less than 32 bytes, as most keys have; returns how many others are left."""
-    every = len(valid) == 0
-    long = 0
+def _take_in_stripes(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
+    """The stripes of 32 bytes of the rows that have any."""
     for row in range(np.uint64(len(offsets) - 1)):
         at = np.uint64(offsets[row])
-        end = np.uint64(offsets[row + _1])
-        if not every and not valid[row]:
-            hashes[row] = _avalanche(_long(hashes[row] + _P5 + _8, _NULL))
-        elif end - at < _32:
-            hashes[row] = _finished(hashes[row] + _P5 + (end - at), data, at, end)
-        else:
-            long += 1
-    return long
+        length = np.uint64(offsets[row + _1]) - at
+        if length >= _32 and (len(valid) == 0 or valid[row]):
+            seed = hashes[row]
+            end = at + (length & ~_31)
+            a = _lane(data, at, end, seed + _P1 + _P2)
+            b = _lane(data, at + _8, end, seed + _P2)
+            c = _lane(data, at + _16, end, seed)
+            d = _lane(data, at + _24, end, seed - _P1)
+            h = ((a << _1) | (a >> _63)) + ((b << _7) | (b >> _57))
+            h += ((c << _12) | (c >> _52)) + ((d << _18) | (d >> _46))
+            h = (h ^ _round(a * _P2)) * _P1 + _P4
+            h = (h ^ _round(b * _P2)) * _P1 + _P4
+            h = (h ^ _round(c * _P2)) * _P1 + _P4
+            hashes[row] = (h ^ _round(d * _P2)) * _P1 + _P4
 
 
 @kernel
-def _hash_long(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
-    """The rows that `_hash_short` has left."""
+def _take_in_rest(offsets: Int64Array, data: ByteArray, valid: BoolArray, hashes: UInt64Array) -> None:
+    """The bytes after the stripes, and the end of the algorithm; nulls are hashed as an integer of their own."""
+    every = len(valid) == 0
     for row in range(np.uint64(len(offsets) - 1)):
         at = np.uint64(offsets[row])
         end = np.uint64(offsets[row + _1])
         length = end - at
-        if length >= _32 and (len(valid) == 0 or valid[row]):
-            seed = hashes[row]
-            stripes = end - (length & _31)
-            a = _lane(data, at, stripes, seed + _P1 + _P2)
-            b = _lane(data, at + _8, stripes, seed + _P2)
-            c = _lane(data, at + _16, stripes, seed)
-            d = _lane(data, at + _24, stripes, seed - _P1)
-            h = ((a << _1) | (a >> _63)) + ((b << _7) | (b >> _57))
-            h += ((c << _12) | (c >> _52)) + ((d << _18) | (d >> _46))
-            h = _merged(_merged(_merged(_merged(h, a), b), c), d)
-            hashes[row] = _finished(h + length, data, stripes, end)
+        h = hashes[row]
+        if not every and not valid[row]:
+            h = (h + _P5 + _8) ^ _round(_NULL * _P2)
+            hashes[row] = _avalanche(((h << _27) | (h >> _37)) * _P1 + _P4)
+            continue
+        if length >= _32:
+            at += length & ~_31
+        else:
+            h += _P5
+        h += length
+        while at + _8 <= end:
+            h ^= _round(read8(data, at) * _P2)
+            h = ((h << _27) | (h >> _37)) * _P1 + _P4
+            at += _8
+        if at + _4 <= end:
+            four = np.uint64(0)
+            for byte in range(_4):
+                four |= np.uint64(data[at + byte]) << (byte << _3)
+            h ^= four * _P1
+            h = ((h << _23) | (h >> _41)) * _P2 + _P3
+            at += _4
+        while at < end:
+            h ^= np.uint64(data[at]) * _P5
+            h = ((h << _11) | (h >> _53)) * _P1
+            at += _1
+        hashes[row] = _avalanche(h)
