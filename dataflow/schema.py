@@ -308,9 +308,11 @@ def column_not_found(name: str, known: typing.Sequence[str], where: str = "") ->
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type with dictionaries replaced by what they encode, at any depth."""
+    """The type with dictionaries replaced by what they encode, and views by what they view, at any depth."""
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # Arrow can neither filter nor take them
+        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
     if pa.types.is_struct(kind):
         return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
     if pa.types.is_large_list(kind):
@@ -402,6 +404,9 @@ def shown_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
             values = [None if one is None else f"{one} {unit}" for one in column.cast(pa.int64()).to_pylist()]
         elif pa.types.is_temporal(column.type):
             values = column.cast(pa.string()).to_pylist()
+        elif is_text_type(column.type):  # that is no UTF-8
+            stored = column.cast(pa.large_binary()).to_pylist()
+            values = [None if one is None else one.decode(errors="replace") for one in stored]
         else:  # inside of a list or struct
             values = [column.slice(n, 1).to_string() if one.is_valid else None for n, one in enumerate(column)]
     return values

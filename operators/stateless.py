@@ -135,6 +135,8 @@ class ProjectSpec(StatelessSpec):
         time = source.event_time
         if time is None:
             return None
+        if self.verb == "rename":
+            return EventTime(moved.get(time.column, time.column), time.minus_us)
         stays = self.keep and time.column not in self.dropped
         anew = any(name == time.column and not _is_same(name, expr) for name, expr in self.columns)
         if stays and anew:
@@ -156,14 +158,17 @@ class ProjectSpec(StatelessSpec):
         return name
 
     def _used(self, wanted: frozenset[str]) -> tuple[list[tuple[str, Expr]], frozenset[str]]:
-        """The columns that must be computed for `wanted`, in order, and the input columns that they need."""
+        """The columns that must be computed for `wanted`, in order, and the input columns that they need.
+
+        What is computed may fail, and then its row is an error row whether or not anybody reads the column.
+        """
         if self.verb != "derive":
-            used = [(name, expr) for name, expr in self.columns if name in wanted]
-            passed = wanted - {name for name, _ in used} if self.keep else frozenset()
+            used = [(name, expr) for name, expr in self.columns if name in wanted or not isinstance(expr, Column)]
+            passed = wanted - {name for name, _ in self.columns} if self.keep else frozenset()
             return used, passed.union(*(expr.columns() for _, expr in used))
         used, needed = [], wanted
         for name, expr in reversed(self.columns):
-            if name in needed:
+            if name in needed or not isinstance(expr, Column):
                 used.append((name, expr))
                 needed = (needed - {name}) | expr.columns()
         return used[::-1], needed

@@ -189,9 +189,9 @@ class AssignWatermark(Operator):
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
         batch = self._without_null_times(batch)
+        batch.watermark_before_us = batch.time_us = None  # of a watermark before this one
         held = _Held(batch, TIME_MAX_US, False, self.unit_max_us)
         if batch.num_rows:
-            batch.time_us = None  # of an event time declared before this one
             ticks, factor = event_ticks(batch, self.event_time)
             held.min_us, max_us, held.behind = self.kernels.scan_times(ticks, factor, self.delay_us)
             self.unit_max_us = max(self.unit_max_us, max_us)

@@ -92,7 +92,7 @@ def merge_floats(
         slot = np.uint64(slots[row])
         for part in (_HIGH, _MIDDLE, _LOW):
             value = parts[row, first + part]
-            if value != 0.0:
+            if value != 0.0 and value == value:  # beyond all floats, the parts after the first are no numbers
                 floats[slot, first], lost = _two_sum(floats[slot, first], value)
                 floats[slot, first + _MIDDLE], lost = _two_sum(floats[slot, first + _MIDDLE], lost)
                 floats[slot, first + _LOW] += lost
