@@ -376,10 +376,14 @@ def is_key_type(type: pa.DataType) -> bool:
 
 def check_key_type(name: str, type: pa.DataType) -> None:
     """Refuse a key column that rows cannot be grouped by, with the way out."""
-    if is_key_type(type):
+    if is_key_type(type) and not pa.types.is_struct(type) and not pa.types.is_float16(type):
         return
     if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
         help = f"group by one of its elements or by a text made from them: derive a column from `{name}` first"
+    elif pa.types.is_float16(type):
+        help = f'cast it: `derive({name}=col.{name}.cast("float64"))`'
+    elif pa.types.is_struct(type) and is_key_type(type):
+        help = f"derive columns from the fields of `{name}` and use those"
     elif pa.types.is_struct(type):
         part = next(field for field in type if not is_key_type(field.type))
         help = f"its field `{part.name}` is {type_name(part.type)}: derive columns from the other fields and use those"
