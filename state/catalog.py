@@ -367,9 +367,10 @@ def _connect(system: System, path: str) -> apsw.Connection:
         if not system.disk.shares_memory:
             list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
         list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
-    except apsw.NotADBError:
+    except (apsw.NotADBError, apsw.CorruptError) as error:
         connection.close()
-        raise StoreError(f"{path} is not a database; nothing was changed", help="restore it from a backup") from None
+        what = "is not a database" if isinstance(error, apsw.NotADBError) else "is damaged"
+        raise StoreError(f"{path} {what}; nothing was changed", help="restore it from a backup") from None
     return connection
 
 

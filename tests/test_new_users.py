@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 import dataflow as flow
 from dataflow import col, count
+from dataflow.errors import StoreError
 
 ROWS = pa.table({"t": pa.array([0, 1, 120_000_000, 2], pa.timestamp("us")), "k": list("abab"), "v": [1, 2, 3, 4]})
 
@@ -43,6 +47,23 @@ def test_a_sum_beyond_all_floats_is_infinite() -> None:
     rows = pa.table({"t": ROWS["t"], "v": [1e308, 1e308, 1.0, 1e308]})
     sums = flow.from_arrow(rows).watermark("t", delay="1h").window(flow.tumbling("1h")).agg(s=col.v.sum())
     assert {sums.collect(workers=workers)["s"][0].as_py() for workers in (1, 2)} == {float("inf")}
+
+
+def test_a_row_at_one_end_of_time_is_late_by_as_much_as_can_be_said() -> None:
+    rows = pa.table({"t": pa.array([2**63 - 1, -(2**63)], pa.timestamp("us"))})
+    late = flow.from_arrow(rows).watermark("t", delay="0s").window(flow.tumbling("1m")).agg(n=count()).late
+    assert late.collect()["late_by"].cast("int64").to_pylist() == [2**63 - 1]
+
+
+def test_a_catalog_that_was_cut_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    with flow.Store(tmp_path / "store") as store:
+        store.append("x", ROWS)
+    catalog = tmp_path / "store" / "catalog.db"
+    os.truncate(catalog, catalog.stat().st_size // 2)
+    kept = catalog.read_bytes()
+    with pytest.raises(StoreError, match="is damaged"):
+        flow.Store(tmp_path / "store").read("x")
+    assert catalog.read_bytes() == kept
 
 
 def test_views_are_read_as_plain_text() -> None:

@@ -86,7 +86,7 @@ def find_groups(
                 patience -= 1
             slots[reached] = np.int64(group) - 1
             if patience < 0:
-                return np.int64(reached + one), count  # type: ignore[return-value]
+                return np.int64(reached + one), count  # type: ignore[return-value]  # of one type for numba
     return len(codes), count
 
 

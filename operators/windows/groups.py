@@ -9,6 +9,7 @@ import pyarrow as pa
 from dataflow.kernels.gateway import ints_of
 from dataflow.message import TIME_MAX_US, Batch, Int32Array, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
+from dataflow.operators.base import Operator, OperatorContext
 from dataflow.operators.windows.base import Window
 from dataflow.state.keyed import Groups
 
@@ -56,7 +57,7 @@ class WindowGroups:
         if self.oldest > last:
             return None
         slots, self.oldest = self.groups.due_slots(last)
-        return slots
+        return slots if len(slots) else None  # the oldest may have been emitted early
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
@@ -64,3 +65,24 @@ class WindowGroups:
         kept = self.groups.release(slots)
         if kept is not None:
             self.state.keep(kept, count)
+
+
+class GroupOperator(Operator):
+    """One part of a window aggregate: it gathers groups, and emits those that the watermark has passed."""
+
+    def __init__(self, groups: WindowGroups, context: OperatorContext) -> None:
+        super().__init__(context)
+        self.groups = groups
+
+    def emit(self, slots: Int64Array) -> None:
+        """Hand on these groups, at least one, and forget them."""
+        raise NotImplementedError
+
+    def emit_due(self, watermark_us: int) -> None:
+        due = self.groups.due(watermark_us)
+        if due is not None:
+            self.emit(due)
+
+    def on_end(self) -> None:
+        self.emit_due(TIME_MAX_US)
+        super().on_end()

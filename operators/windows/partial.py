@@ -15,8 +15,8 @@ import pyarrow as pa
 from dataflow.kernels.gateway import column_of
 from dataflow.message import DERIVED, Batch, Int64Array
 from dataflow.operators.accumulators import AggregateSet
-from dataflow.operators.base import Operator, OperatorContext
-from dataflow.operators.windows.groups import PANE, WindowGroups
+from dataflow.operators.base import OperatorContext
+from dataflow.operators.windows.groups import PANE, GroupOperator, WindowGroups
 from dataflow.state.keys import split_by_owner
 from dataflow.system import Mutex
 
@@ -49,12 +49,11 @@ class WidePanes:
             return self._wide_from
 
 
-class PartialAggregate(Operator):
+class PartialAggregate(GroupOperator):
     """Aggregates what one task has read, and hands on one row a group once the task's own watermark has passed it."""
 
     def __init__(self, groups: WindowGroups, aggregates: AggregateSet, context: OperatorContext) -> None:
-        super().__init__(context)
-        self.groups = groups
+        super().__init__(groups, context)
         self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
         self.fields = [f.name for f in aggregates.partial_fields]
 
@@ -62,21 +61,13 @@ class PartialAggregate(Operator):
         self.groups.update(batch)
         self.counts.folded += batch.num_rows
         if self.groups.groups.count > PARTIAL_GROUPS_MAX:
-            self._emit(self.groups.groups.live_slots())
+            self.emit(self.groups.groups.live_slots())
 
     def on_watermark(self, time_us: int) -> None:
-        due = self.groups.due(time_us)
-        if due is not None:
-            self._emit(due)
+        self.emit_due(time_us)
         self.out.on_watermark(time_us)
 
-    def on_end(self) -> None:
-        self._emit(self.groups.groups.live_slots())
-        super().on_end()
-
-    def _emit(self, slots: Int64Array) -> None:
-        if not len(slots):
-            return
+    def emit(self, slots: Int64Array) -> None:
         groups, bounds = self.groups.groups, None
         keys, panes = groups.encoded_keys(slots), groups.panes[slots]
         if keys and self.out.owners > 1:

@@ -37,7 +37,7 @@ from dataflow.operators.base import (
 )
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
-from dataflow.operators.windows.groups import PANE, POSITION, TIME, WindowGroups
+from dataflow.operators.windows.groups import PANE, POSITION, TIME, GroupOperator, WindowGroups
 from dataflow.schema import check_key_type
 
 
@@ -162,10 +162,10 @@ class WindowInput(Operator):
         rows = batch.filter(pa.array(late), int(np.count_nonzero(late)))
         self.counts.late += rows.num_rows
         watermark_us = cast(Int64Array, rows.watermark_before_us)
+        late_by_us = watermark_us - final_us(self.spec.window, panes[late], self.spec.lateness_us)
+        late_by_us[late_by_us < 0] = TIME_MAX_US  # it is never negative: the difference did not fit
         extra = {
-            "late_by": pa.array(watermark_us - final_us(self.spec.window, panes[late], self.spec.lateness_us)).cast(
-                pa.duration("us")
-            ),
+            "late_by": column_of(late_by_us, pa.duration("us")),
             "late_reason": pa.repeat(pa.scalar("window_final"), rows.num_rows),
             "watermark": from_us(watermark_us, self.time_type),
             "window_end": from_us(self.spec.window.end_us(panes[late]), self.time_type),
@@ -191,30 +191,21 @@ class WindowInput(Operator):
             self.out.on_batch(made)
 
 
-class CloseWindows(Operator):
-    """Emits the groups that the watermark has passed; how they are gathered is up to the two kinds below."""
+class CloseWindows(GroupOperator):
+    """Emits the rows of final groups; how they are gathered is up to the two kinds below."""
 
     def __init__(
         self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
     ) -> None:
-        super().__init__(context)
-        self.groups = spec.groups(source, aggregates)
+        super().__init__(spec.groups(source, aggregates), context)
         self.names = [f.name for f in aggregates.fields]
         self.time_type, self.source_schema = window_time_type(source), source.schema
 
     def on_watermark(self, time_us: int) -> None:
-        due = self.groups.due(time_us)
-        if due is not None:
-            self._emit(due)
+        self.emit_due(time_us)
         self.out.on_watermark(max(time_us - self.groups.lateness_us, TIME_MIN_US))
 
-    def on_end(self) -> None:
-        self._emit(self.groups.groups.live_slots())
-        super().on_end()
-
-    def _emit(self, slots: Int64Array) -> None:
-        if not len(slots):
-            return
+    def emit(self, slots: Int64Array) -> None:
         slots = slots[self.groups.groups.order(slots)]
         panes = self.groups.groups.panes[slots]
         finished = self.groups.state.finish(slots)
