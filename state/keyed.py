@@ -22,6 +22,9 @@ from dataflow.state.table import GROUPS_MIN, Table
 
 VALUES_PER_GROUP_MAX = 4
 """Values that an index may know for each group: dictionaries bring some that no row has."""
+ROOM_PER_GROUP_MAX, RELEASES = 4, 16
+"""Room is given back when it was more than so many times what was needed, for so many releases: the next window will
+want as much as the last one."""
 
 
 class Groups:
@@ -30,7 +33,7 @@ class Groups:
     def __init__(self, key_types: Sequence[pa.DataType]) -> None:
         self._types = tuple(key_types)
         self._table = Table()
-        self._dead = 0
+        self._most, self._releases = 0, 0
         self._start_encoding([False] * len(self._types))
 
     def _start_encoding(self, indexed: Sequence[bool]) -> None:
@@ -39,13 +42,22 @@ class Groups:
 
     @property
     def count(self) -> int:
-        """Slots in use, those of released groups included."""
+        """Groups that have not been released."""
         return self._table.count
+
+    @property
+    def room(self) -> int:
+        """All slots are below it."""
+        return self._table.room
 
     @property
     def panes(self) -> Int64Array:
         """The pane of each slot."""
         return self._table.panes
+
+    def newest(self, number: int) -> Int32Array:
+        """The slots that were given last."""
+        return self._table.newest(number)
 
     def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int32Array:
         """The slot of each row's group; new groups get new slots."""
@@ -74,10 +86,11 @@ class Groups:
 
     def _index(self, columns: Sequence[bool]) -> None:
         """From now on these columns are indexed; the codes of all groups are made anew."""
-        keys = self.keys(np.arange(self.count))
+        slots = self.live_slots()
+        keys = self.keys(slots)
         self._start_encoding([one or not known.is_raw for one, known in zip(columns, self._columns, strict=True)])
-        if self.count:
-            self._table.recode(self._codes_of(keys, self.count))
+        if len(slots):
+            self._table.recode(slots, self._codes_of(keys, len(slots)))
 
     def keys(self, slots: SlotArray) -> list[pa.Array]:
         """The key columns of these slots, in their logical types."""
@@ -113,26 +126,25 @@ class Groups:
 
     def due_slots(self, last: int) -> tuple[Int64Array, float]:
         """The slots of the groups up to pane `last`, and the least pane of the others (infinite for none)."""
-        slots = np.empty(self.count, dtype=np.int64)
+        slots = np.empty(self.room, dtype=np.int64)
         number, oldest = due_slots(self.panes, max(last, -(2**63)), slots)
         return slots[:number], math.inf if oldest == 2**63 - 1 else oldest
 
     def release(self, slots: SlotArray) -> Int64Array | None:
-        """Forget groups. When many are dead they are cleaned up: then this returns the old slots that were kept,
-        in the order of the new ones; else None."""
+        """Forget groups. Now and then those that are left move together: then this returns their old slots, in the
+        order of the new ones; else None."""
+        self._most, self._releases = max(self._most, self.count), self._releases + 1
         self._table.release(slots)
-        self._dead += len(slots)
-        knows_too_much = self._known > VALUES_PER_GROUP_MAX * max(GROUPS_MIN, self.count)
-        if self._dead < max(GROUPS_MIN, self.count // 4) and not knows_too_much:
-            return None
-        kept = self.live_slots()
-        if knows_too_much:
+        has_room = self._releases >= RELEASES and self.room > max(GROUPS_MIN, ROOM_PER_GROUP_MAX * self._most)
+        if has_room or self._known > VALUES_PER_GROUP_MAX * max(GROUPS_MIN, self._most):
+            kept = self.live_slots()
             keys = self.keys(kept)
             self._start_encoding([not known.is_raw for known in self._columns])
-            self._table.keep(kept, self._codes_of(keys, len(kept)))
+            self._table.keep(kept, self._codes_of(keys, len(kept)), self._most)
         else:
-            self._table.keep(kept)
-        self._dead = 0
+            kept = None
+        if self._releases >= RELEASES or kept is not None:
+            self._most, self._releases = self.count, 0
         return kept
 
     @property

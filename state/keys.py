@@ -126,8 +126,7 @@ class IntIndex:
 
     def values(self, ids: Int64Array) -> Int64Array:
         """The values with these ids; anything for -1."""
-        known = self._table.codes if self._table.count else np.zeros(1, dtype=np.int64)
-        return known[ids]
+        return self._table.codes[ids]
 
 
 class TextIndex:

@@ -27,6 +27,15 @@ _ABS_BITS = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 @kernel
+def clear(slots: SlotArray, words: Int64Array) -> None:
+    """Make these slots empty groups."""
+    for number in range(len(slots)):
+        slot = np.uint64(slots[number])
+        for word in range(words.shape[1]):
+            words[slot, word] = 0
+
+
+@kernel
 def count_rows(slots: SlotArray, valid: BoolArray, words: Int64Array, at: int) -> None:
     """Count the valid rows of each slot."""
     if len(valid) == 0:

@@ -41,15 +41,18 @@ def find_groups(
     table: Int32Array,
     group_codes: Int64Array,
     group_panes: Int64Array,
-    count: int,
+    free: Int32Array,
+    used: int,
+    used_max: int,
     slots: Int32Array,
     missed: Int64Array,
     shift: np.uint64,
     patience: int,
 ) -> tuple[int, int]:
-    """The slot of each row's (code, pane), new ones numbered on from `count`; returns the row reached and the count.
+    """The slot of each row's (code, pane), new ones taken from `free[used:]`; returns the row reached and `used`.
 
-    Stops when there is no room for a new group, or when other groups were in the way more than `patience` times.
+    Stops when a new group would be one more than `used_max`, or when other groups were in the way more than `patience`
+    times.
 
     Inside, groups are numbered from 1, and `group_*[0]` is a group that no row has. First each row's home is looked
     at without a branch, which would be mispredicted for every collision; the rows that missed are probed after, a block
@@ -72,13 +75,13 @@ def find_groups(
             while True:
                 group = np.uint64(table[at])
                 if group == 0:
-                    if count == len(group_codes):
-                        return np.int64(reached), count  # type: ignore[return-value]  # of one type for numba
-                    group = np.uint64(count)
-                    table[at] = count
+                    if used == used_max:
+                        return np.int64(reached), used  # type: ignore[return-value]  # of one type for numba
+                    group = np.uint64(free[used])
+                    table[at] = np.int32(group)
                     group_codes[group] = code
                     group_panes[group] = pane
-                    count += 1
+                    used += 1
                     break
                 if group_codes[group] == code and group_panes[group] == pane:
                     break
@@ -86,8 +89,8 @@ def find_groups(
                 patience -= 1
             slots[reached] = np.int64(group) - 1
             if patience < 0:
-                return np.int64(reached + one), count  # type: ignore[return-value]  # of one type for numba
-    return len(codes), count
+                return np.int64(reached + one), used  # type: ignore[return-value]  # of one type for numba
+    return len(codes), used
 
 
 @kernel
@@ -102,30 +105,53 @@ def find_direct(
     depth: np.uint64,
     group_codes: Int64Array,
     group_panes: Int64Array,
-    count: int,
+    free: Int32Array,
+    used: int,
     slots: Int32Array,
 ) -> tuple[int, int]:
     """As `find_groups`, where each of `span` codes from `low` on has a cell in each of `depth` panes from `first` on.
 
-    Stops at the first row that has no cell, or when there is no room for a new group.
+    Stops at the first row that has no cell, or when no group is free.
     """
     for row in range(np.uint64(start), np.uint64(len(codes))):
         code = np.uint64(codes[row] - low)
         pane = np.uint64(panes[row] - first)
         if code >= span or pane >= depth:
-            return np.int64(row), count  # type: ignore[return-value]  # of one type for numba
+            return np.int64(row), used  # type: ignore[return-value]  # of one type for numba
         cell = pane * span + code
         found = np.int64(cells[cell])
         if found == 0:
-            if count == len(group_codes):
-                return np.int64(row), count  # type: ignore[return-value]  # of one type for numba
-            cells[cell] = count
-            group_codes[count] = codes[row]
-            group_panes[count] = panes[row]
-            found = np.int64(count)
-            count += 1
+            if used == len(free):
+                return np.int64(row), used  # type: ignore[return-value]  # of one type for numba
+            found = np.int64(free[used])
+            cells[cell] = found
+            group_codes[found] = codes[row]
+            group_panes[found] = panes[row]
+            used += 1
         slots[row] = found - 1
-    return len(codes), count
+    return len(codes), used
+
+
+@kernel
+def free_groups(
+    slots: Int64Array,
+    cells: Int32Array,
+    low: int,
+    span: np.uint64,
+    first: int,
+    group_codes: Int64Array,
+    group_panes: Int64Array,
+    free: Int32Array,
+    used: int,
+) -> None:
+    """Mark groups as dead, make their numbers the next free ones and empty their cells, if there are any."""
+    for number in range(len(slots)):
+        group = slots[number] + 1
+        if len(cells):
+            pane = np.uint64(group_panes[group] - first)
+            cells[pane * span + np.uint64(group_codes[group] - low)] = 0
+        group_panes[group] = DEAD_PANE
+        free[used - len(slots) + number] = group
 
 
 @kernel
@@ -156,12 +182,11 @@ def join_codes(first: Int64Array, second: Int64Array, joined: Int64Array) -> boo
 
 @kernel
 def refill(
-    table: Int32Array, group_codes: Int64Array, group_panes: Int64Array, count: int, shift: np.uint64, patience: int
+    table: Int32Array, group_codes: Int64Array, group_panes: Int64Array, shift: np.uint64, patience: int
 ) -> bool:
-    """Put the groups below `count`, but those that were released, into a table of zeros; false when other groups were
-    in the way more than `patience` times."""
+    """Put the live groups into a table of zeros; false when other groups were in the way more than `patience` times."""
     mask = len(table) - 1
-    for slot in range(1, count):
+    for slot in range(1, len(group_codes)):
         if group_panes[slot] != DEAD_PANE:
             at = np.int64(_home(group_codes[slot], group_panes[slot], shift))
             while table[at] != 0:

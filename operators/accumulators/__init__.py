@@ -16,13 +16,13 @@ import pyarrow as pa
 from dataflow.aggregates import Aggregate
 from dataflow.errors import TypeMismatchError
 from dataflow.expr import Bad, Expr
+from dataflow.kernels.accumulate import clear
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
 from dataflow.message import BoolArray, Int64Array, SlotArray, plain
 from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder, Rows, Taken
 
 __all__ = ["AggregateSet", "AggregateState", "Finished", "RowOrder"]
 
-ROOM_MIN = 1_024
 _COUNT = (("count",), (), None)
 """The key of `count()`: no inputs, no condition."""
 
@@ -145,13 +145,16 @@ class AggregateState:
             width += one.width
         self._words: Int64Array = np.zeros((0, width), dtype=np.int64)
 
-    def grow(self, count: int) -> None:
-        """Make room for slots below `count`; new ones are empty groups."""
+    def grow(self, room: int) -> None:
+        """Make room for slots below `room`; new ones are empty groups."""
         known = self._words
-        if count > len(known):
-            room = max(ROOM_MIN, 1 << (count - 1).bit_length())
+        if room > len(known):
             self._words = np.zeros((room, known.shape[1]), dtype=np.int64)
             self._words[: len(known)] = known
+
+    def clear(self, slots: SlotArray) -> None:
+        """Make these empty groups."""
+        clear(slots, self._words)
 
     def update(self, slots: SlotArray, arrays: Sequence[pa.Array], order: RowOrder | None) -> None:
         """Take in rows: their slots, and the set's inputs of each."""
@@ -266,10 +269,11 @@ class AggregateState:
     def _taken(self, slots: SlotArray) -> Taken:
         return Taken(slots, np.take(self._words, slots, axis=0))
 
-    def keep(self, kept: Int64Array, count: int) -> None:
-        """Slot i is from now on what slot kept[i] was; there were `count`. `kept` ascends."""
-        self._words[: len(kept)] = np.take(self._words, kept, axis=0)
-        self._words[len(kept) : count] = 0
+    def keep(self, kept: Int64Array, room: int) -> None:
+        """Slot i is from now on what slot kept[i] was, and all are below `room`. `kept` ascends."""
+        words = np.zeros((room, self._words.shape[1]), dtype=np.int64)
+        words[: len(kept)] = self._words[kept]
+        self._words = words
         for one in self._accumulators:
             one.keep(kept)
 

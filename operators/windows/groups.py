@@ -43,8 +43,9 @@ class WindowGroups:
         keys = [batch.columns[name] for name in self.by]
         slots = self.groups.slots(keys, ints_of(batch.columns[PANE]))
         if self.groups.count > known:
-            self.state.grow(self.groups.count)
-            self.oldest = min(self.oldest, int(self.groups.panes[known:].min()))
+            self.state.grow(self.groups.room)
+            new = self.groups.newest(self.groups.count - known)
+            self.oldest = min(self.oldest, int(self.groups.panes[new].min()))
         return slots
 
     def due(self, watermark_us: int) -> Int64Array | None:
@@ -61,10 +62,10 @@ class WindowGroups:
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
-        count = self.groups.count
+        self.state.clear(slots)
         kept = self.groups.release(slots)
         if kept is not None:
-            self.state.keep(kept, count)
+            self.state.keep(kept, self.groups.room)
 
 
 class GroupOperator(Operator):

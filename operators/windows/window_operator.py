@@ -206,14 +206,14 @@ class CloseWindows(GroupOperator):
         self.out.on_watermark(max(time_us - self.groups.lateness_us, TIME_MIN_US))
 
     def emit(self, slots: Int64Array) -> None:
-        slots = slots[self.groups.groups.order(slots)]
-        panes = self.groups.groups.panes[slots]
-        finished = self.groups.state.finish(slots)
+        in_order = slots[self.groups.groups.order(slots)]
+        panes = self.groups.groups.panes[in_order]
+        finished = self.groups.state.finish(in_order)
         end_us = self.groups.window.end_us(panes)
         columns = {
             "window_start": from_us(self.groups.window.start_us(panes), self.time_type),
             "window_end": from_us(end_us, self.time_type),
-            **dict(zip(self.groups.by, self.groups.groups.keys(slots), strict=True)),
+            **dict(zip(self.groups.by, self.groups.groups.keys(in_order), strict=True)),
         }
         result = Batch(columns | dict(zip(self.names, finished.columns, strict=True)), len(slots), DERIVED)
         result.time_us = end_us - 1

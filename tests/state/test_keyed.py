@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.state import keyed, keys, table
-from dataflow.state.keyed import VALUES_PER_GROUP_MAX, Groups
+from dataflow.state.keyed import RELEASES, VALUES_PER_GROUP_MAX, Groups
 from dataflow.state.keys import row_hashes
 from dataflow.state.table import GROUPS_MIN
 
@@ -157,17 +157,24 @@ def test_memory_follows_the_live_groups_when_no_key_comes_back(types: list[pa.Da
         slots = groups.slots([numbers.cast(kind) for kind in types], np.full(1000, turn)).copy()
         assert pairs(groups.keys(slots)) == pairs([numbers.cast(kind) for kind in types])
         groups.release(slots)
-        assert groups.count <= 4 * GROUPS_MIN
-    assert not len(groups.live_slots())
+        assert groups.room <= 4 * GROUPS_MIN
+    assert not groups.count and not len(groups.live_slots())
 
 
-def test_a_clean_up_says_which_slots_are_left() -> None:
-    groups = Groups([pa.string()])
-    kept_keys = [f"stays {n}" for n in range(10)]
-    slots = groups.slots([pa.array(kept_keys + [f"goes {n}" for n in range(3000)])], np.zeros(3010, np.int64)).copy()
-    kept = groups.release(slots[10:])
-    assert kept is not None and kept.tolist() == slots[:10].tolist()
-    assert groups.keys(groups.live_slots())[0].to_pylist() == kept_keys
+def test_room_that_stays_empty_is_given_back_and_the_slots_that_are_left_are_told() -> None:
+    groups = Groups([pa.int64()])
+    slots = groups.slots([pa.array(np.arange(100_000))], np.zeros(100_000, np.int64)).copy()
+    groups.release(slots[10:])
+    room = groups.room
+    for turn in range(2 * RELEASES):
+        more = groups.slots([pa.array(np.arange(100))], np.full(100, turn)).copy()
+        kept = groups.release(more[10:])
+        if kept is not None:
+            break
+        assert groups.room == room
+    assert kept is not None and kept[:10].tolist() == slots[:10].tolist()
+    assert len(kept) == groups.count and groups.room == GROUPS_MIN
+    assert groups.keys(np.arange(10))[0].to_pylist() == list(range(10))
 
 
 @given(st.lists(st.binary(max_size=100), min_size=1))
@@ -194,6 +201,8 @@ def test_no_group_is_lost_or_mixed_up_by_growth_nulls_and_clean_ups(
     with pytest.MonkeyPatch.context() as small:
         for module in (table, keys, keyed):
             small.setattr(module, "GROUPS_MIN", 4)
+        small.setattr(keyed, "RELEASES", 2)
+        small.setattr(keyed, "ROOM_PER_GROUP_MAX", 1)
         # the first collision scrambles the codes
         small.setattr(table.Table, "_patience", lambda one, rows: one._steps_max - table.STEPS_MAX)
         groups = Groups(types)
