@@ -53,6 +53,20 @@ DERIVED = Place(partition=-1, unit=0, sequence=0)
 
 
 @dataclass(slots=True)
+class UnreadTimes:
+    """The event times of a batch, not decoded yet: mostly it is enough to know between which they lie."""
+
+    column: str
+    least_us: int
+    most_us: int
+    """The least and the greatest, exactly; of rows that were filtered, those before."""
+    read: Callable[[Batch], None]
+    """Give a batch its event-time column, and the watermark before its rows if there is one already."""
+    watermark_max_us: int | None = None
+    """No row has a greater watermark before it; None until watermarks are assigned."""
+
+
+@dataclass(slots=True)
 class Batch:
     """Rows of one unit of one partition, as columns.
 
@@ -72,6 +86,8 @@ class Batch:
     """Where the rows of each task of the next stage begin and end, where a step has put them in that order already."""
     in_order: tuple[str, ...] | None = field(default=None, repr=False)
     """The columns of the key, where the rows are known to be in the order of event time and key."""
+    unread: UnreadTimes | None = field(default=None, repr=False)
+    """Set where `columns` lacks the event time, since no step may need it."""
     _nbytes: int = field(default=-1, repr=False)
 
     @property
@@ -81,15 +97,28 @@ class Batch:
             self._nbytes = sum(map(_nbytes, self.columns.values()))
         return self._nbytes
 
+    def read_times(self) -> None:
+        """Decode the event times, if they are not there."""
+        unread, self.unread = self.unread, None
+        if unread is not None:
+            unread.read(self)
+
     def with_columns(self, columns: dict[str, pa.Array]) -> Batch:
         """The same rows with other columns."""
         made = Batch(columns, self.num_rows, self.place, self.watermark_before_us, self.positions, self.time_us)
+        made.unread = self.unread
         if self.in_order is not None and all(columns.get(key) is self.columns[key] for key in self.in_order):
             made.in_order = self.in_order
         return made
 
     def filter(self, mask: pa.BooleanArray, kept: int) -> Batch:
         """The rows where `mask` is true (null is not); `kept` is their number."""
+        unread = self.unread
+        if unread is not None and unread.watermark_max_us is not None:
+            made = replace(self, unread=None).filter(mask, kept)
+            made.unread = replace(unread, read=lambda batch: self._read_filtered(batch, unread.column, mask, kept))
+            return made
+        self.read_times()
         keep = None
 
         def plain(array: Int64Array) -> Int64Array:
@@ -100,6 +129,12 @@ class Batch:
 
         return self._rows(lambda column: column.filter(mask), plain, kept)
 
+    def _read_filtered(self, made: Batch, column: str, mask: pa.BooleanArray, kept: int) -> None:
+        """Read the times of all rows, and give those that the filter left to `made`."""
+        self.read_times()
+        part = self.filter(mask, kept)
+        made.columns[column], made.watermark_before_us = part.columns[column], part.watermark_before_us
+
     def without(self, rows: BoolArray) -> Batch:
         """The rows where `rows` is false."""
         keep = ~rows
@@ -107,6 +142,7 @@ class Batch:
 
     def take(self, rows: Int64Array) -> Batch:
         """The rows with these numbers, in this order."""
+        self.read_times()
         # One call for all columns: pyarrow's wrapper costs as much as taking ten thousand values.
         taken = pa.RecordBatch.from_arrays(list(self.columns.values()), list(self.columns)).take(pa.array(rows))
         columns = dict(zip(self.columns, taken.columns, strict=True))
@@ -116,6 +152,7 @@ class Batch:
 
     def slice(self, start: int, length: int) -> Batch:
         """`length` rows from `start` on, without a copy."""
+        self.read_times()
         end = start + length
         part = self._rows(lambda column: column.slice(start, length), lambda array: array[start:end], length)
         if self.place.last and end < self.num_rows:

@@ -17,7 +17,16 @@ from dataflow.errors import PlanError
 from dataflow.graph.nodes import Node, Port, check_names, in_order
 from dataflow.graph.render import graph_text
 from dataflow.operators.accumulators import AggregateSet
-from dataflow.operators.base import Operator, OperatorContext, SinkSpec, SourceSpec, StatelessSpec, StreamType
+from dataflow.operators.base import (
+    Operator,
+    OperatorContext,
+    SinkSpec,
+    SourceSpec,
+    StatelessSpec,
+    StreamType,
+    TimesRequest,
+)
+from dataflow.operators.watermark import WatermarkSpec
 from dataflow.operators.windows import window_operator as windows
 from dataflow.operators.windows.partial import PartialAggregate
 from dataflow.schema import is_text_type
@@ -62,6 +71,7 @@ class StagePlan:
     columns: tuple[str, ...] = ()
     dictionary: frozenset[str] = frozenset()
     positions: bool = False
+    times: TimesRequest | None = None
     sink: Node | None = None
     order: Order = Order.ANY
     order_type: StreamType | None = None
@@ -137,6 +147,7 @@ class _Planner:
             columns=names,
             dictionary=_dictionary_columns(node, self.nodes) & wanted,
             positions=id(node) in self.ordered,
+            times=_times_request(node, self.nodes) if spec.source.knows_times else None,
             own_thread=blocking,
         )
         stage.partitions.add(stage.number)
@@ -271,6 +282,31 @@ def _sources_needing_positions(nodes: Sequence[Node]) -> set[int]:
     return needing
 
 
+def _times_request(source: Node, nodes: Sequence[Node]) -> TimesRequest | None:
+    """The column that only tells the panes of a window, if the way from the source leads nowhere else."""
+    column: str | None = None
+    node: Node | None = _only_consumer(source, nodes)
+    while node is not None:
+        spec = node.spec
+        if isinstance(spec, WatermarkSpec) and column is None:
+            column = spec.column
+        elif column is None:
+            return None
+        elif isinstance(spec, windows.WindowAggregateSpec):
+            asks_more = spec.bind(node.inputs[0].type).needs_order or not spec.asks_only_for_the_pane(column)
+            return None if asks_more else TimesRequest(column, spec.is_one_pane)
+        elif not isinstance(spec, StatelessSpec) or not spec.leaves_alone(column):
+            return None
+        node = _only_consumer(node, nodes)
+    return None
+
+
+def _only_consumer(node: Node, nodes: Sequence[Node]) -> Node | None:
+    """The one step that reads these rows, if it is one and reads no others."""
+    found = [one for one in nodes if any(port.node is node and port.name == "out" for port in one.inputs)]
+    return found[0] if len(found) == 1 and len(found[0].inputs) == 1 else None
+
+
 def _dictionary_columns(source: Node, nodes: Sequence[Node]) -> frozenset[str]:
     """The text columns of a source that are keys later on: they are read as dictionaries, hashed once a value."""
     found = set()
@@ -327,6 +363,8 @@ def _stage_text(stage: StagePlan) -> str:
     lines = [f"  stage {stage.number}  {tasks}{thread}"]
     if stage.source is not None:
         lines.append(f"    read {stage.source.spec.describe()}: {', '.join(stage.columns) or 'no columns'}")
+        if stage.times is not None:
+            lines.append(f"      {stage.times.column} only where the file's statistics do not tell its window")
         if stage.dictionary:
             lines.append(f"      as dictionary: {', '.join(sorted(stage.dictionary))}")
     elif stage.senders:

@@ -20,7 +20,7 @@ from dataflow.errors import NameNotFoundError
 from dataflow.event_time import to_us
 from dataflow.expr import Bad
 from dataflow.kernels.gateway import ints_of
-from dataflow.message import TIME_MIN_US, Batch, BoolArray, Int64Array
+from dataflow.message import TIME_MIN_US, Batch, BoolArray, Int64Array, UnreadTimes
 from dataflow.system import System
 
 UNIT_ROWS = 262_144
@@ -41,6 +41,8 @@ class Rows:
     columns: dict[str, pa.Array]
     num_rows: int
     first_position: int
+    unread: UnreadTimes | None = None
+    """Set where `columns` lacks the event time, as `ReadRequest.times` allows."""
 
 
 class Split(Protocol):
@@ -57,6 +59,15 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
+class TimesRequest:
+    """A column that only tells event time, of which a source need not decode what it knows enough about."""
+
+    column: str
+    is_enough: Callable[[int, int], bool]
+    """Whether it is enough to know between which two times (microseconds) some rows lie."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRequest:
     """What a run needs of a source: the columns (in this order), and which may stay dictionary-encoded."""
 
@@ -65,6 +76,7 @@ class ReadRequest:
     system: System
     store: object | None = None
     """The run's store, for topics read without one of their own."""
+    times: TimesRequest | None = None
     unit_rows: Callable[[], int] = lambda: UNIT_ROWS
     """How many rows a split should have now, where the source may choose: fewer under a slow sink, so that an epoch,
     which ends between splits, can end in time."""
@@ -91,6 +103,11 @@ class SplitSource(Protocol):
     @property
     def blocking(self) -> bool:
         """True when handing out a split may wait for somebody else (a generator, a socket): it gets a thread."""
+        ...
+
+    @property
+    def knows_times(self) -> bool:
+        """True when it may know between which times rows lie without decoding them (`ReadRequest.times`)."""
         ...
 
     def schema(self, system: System) -> pa.Schema:
@@ -381,6 +398,10 @@ class StatelessSpec(OperatorSpec):
         """The input column that an output column is, unchanged; None when it is computed."""
         return name
 
+    def leaves_alone(self, name: str) -> bool:
+        """Whether rows keep that input column, under its name, and nothing else depends on it."""
+        return False
+
     def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
         """The running logic; `input_type` has the columns that were read, `wanted` the output columns that are used."""
         raise NotImplementedError
@@ -433,6 +454,7 @@ def send_errors(batch: Batch, bad: Iterable[Bad], operator: Operator) -> BoolArr
     A row that failed in several ways is reported once, with the first reason.
     """
     seen = np.zeros(batch.num_rows, dtype=np.bool_)
+    batch.read_times()
     for one in bad:
         fresh = one.mask & ~seen
         seen |= one.mask

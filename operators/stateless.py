@@ -45,6 +45,9 @@ class FilterSpec(StatelessSpec):
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         return wanted.union(*(condition.columns() for condition in self.conditions))
 
+    def leaves_alone(self, name: str) -> bool:
+        return not any(name in condition.columns() for condition in self.conditions)
+
     def describe(self) -> str:
         return ", ".join(map(repr, self.conditions))
 
@@ -156,6 +159,10 @@ class ProjectSpec(StatelessSpec):
             if made == name:
                 return expr.name if isinstance(expr, Column) else None
         return name
+
+    def leaves_alone(self, name: str) -> bool:
+        touched = any(name == made or name in expr.columns() for made, expr in self.columns)
+        return self.keep and name not in self.dropped and not touched
 
     def _used(self, wanted: frozenset[str]) -> tuple[list[tuple[str, Expr]], frozenset[str]]:
         """The columns that must be computed for `wanted`, in order, and the input columns that they need.

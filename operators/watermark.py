@@ -191,7 +191,10 @@ class AssignWatermark(Operator):
         batch = self._without_null_times(batch)
         batch.watermark_before_us = batch.time_us = None  # of a watermark before this one
         held = _Held(batch, TIME_MAX_US, False, self.unit_max_us)
-        if batch.num_rows:
+        if batch.unread is not None:
+            held.min_us = batch.unread.least_us
+            self.unit_max_us = max(self.unit_max_us, batch.unread.most_us)
+        elif batch.num_rows:
             ticks, factor = event_ticks(batch, self.event_time)
             held.min_us, max_us, held.behind = self.kernels.scan_times(ticks, factor, self.delay_us)
             self.unit_max_us = max(self.unit_max_us, max_us)
@@ -203,9 +206,9 @@ class AssignWatermark(Operator):
         self._go_on()
 
     def _without_null_times(self, batch: Batch) -> Batch:
-        column = batch.columns[self.column]
-        if not column.null_count:
+        if batch.unread is not None or not batch.columns[self.column].null_count:
             return batch
+        column = batch.columns[self.column]
         nulls = column.is_null().to_numpy(zero_copy_only=False)
         send_errors(batch, [Bad(nulls, "DF0404", f"the event time `{self.column}` is null")], self)
         return batch.without(nulls)
@@ -251,11 +254,24 @@ class AssignWatermark(Operator):
 
     def _judge(self, held: _Held, before_us: int) -> None:
         """Attach W_p to a batch, if any of its rows is behind it."""
-        if held.behind or held.min_us < _less(before_us, self.delay_us):
-            time_us = event_time_us(held.batch, self.event_time)
-            watermark_us = np.empty(len(time_us), dtype=np.int64)
-            self.kernels.running_watermark(time_us, before_us, self.delay_us, watermark_us)
-            held.batch.watermark_before_us = watermark_us
+        unread = held.batch.unread
+        if unread is not None:
+            read = unread.read
+
+            def read_and_attach(batch: Batch) -> None:
+                read(batch)
+                self._attach(batch, before_us)
+
+            unread.watermark_max_us = _less(max(before_us, unread.most_us), self.delay_us)
+            unread.read = read_and_attach
+        elif held.behind or held.min_us < _less(before_us, self.delay_us):
+            self._attach(held.batch, before_us)
+
+    def _attach(self, batch: Batch, before_us: int) -> None:
+        time_us = event_time_us(batch, self.event_time)
+        watermark_us = np.empty(len(time_us), dtype=np.int64)
+        self.kernels.running_watermark(time_us, before_us, self.delay_us, watermark_us)
+        batch.watermark_before_us = watermark_us
 
     def _forward_watermark(self) -> bool:
         held: dict[int, int] = {}

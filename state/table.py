@@ -5,7 +5,7 @@ The kernels look up; this class makes room, and scrambles codes that pile up.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ SCRAMBLE = 0xD1342543DE82EF95
 CELLS_MIN, CELLS_PER_GROUP = 1 << 16, 8
 """Groups have cells of their own up to so many, and up to so many for each group or row of a batch."""
 PANES_MIN = 8
-"""Where that is allowed, so many panes have cells: the next ones come soon, and memory that is not touched costs little.
-"""
+"""Where that is allowed, so many panes have cells: the next ones come soon, and untouched memory costs little."""
 BLOCK_ROWS = 2_048
 """Rows that are looked up together: what is written about them stays in the first-level cache."""
 _MASK = (1 << 64) - 1

@@ -115,7 +115,7 @@ class SourceInput:
         if self.positions:
             first = rows.first_position + (place.partition << POSITION_BITS)
             positions = np.arange(first, first + rows.num_rows, dtype=np.int64)
-        return Batch(rows.columns, rows.num_rows, place, None, positions)
+        return Batch(rows.columns, rows.num_rows, place, None, positions, unread=rows.unread)
 
     def consumed(self, rows: int, seconds: float) -> None:
         """The task took so long for the rows of the last batch."""

@@ -135,6 +135,7 @@ class Job:
             stage.dictionary,
             self.system,
             self.store,
+            stage.times,
             lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
         )
 

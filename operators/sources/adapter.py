@@ -20,6 +20,8 @@ from dataflow.system import System
 class UserSource:
     """Wraps an object that fulfils the `Source` protocol; its readers are opened when a run starts."""
 
+    knows_times = False
+
     def __init__(self, source: Source, name: str | None = None) -> None:
         if isinstance(source, type) or not isinstance(source, Source):
             what = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__

@@ -33,6 +33,7 @@ class CsvSource:
 
     bounded = True
     blocking = False
+    knows_times = False
 
     def __init__(
         self,

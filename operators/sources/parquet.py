@@ -8,15 +8,20 @@ large one is decoded in pieces, and an array of text holds no more than 2 GiB.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflow.errors import ConnectorError, NameNotFoundError
-from dataflow.operators.base import ReadRequest, Rows
+from dataflow.event_time import to_us
+from dataflow.message import Batch, UnreadTimes
+from dataflow.operators.base import ReadRequest, Rows, TimesRequest
 from dataflow.operators.sources.arrow import as_asked, asked_types
 from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
 from dataflow.schema import plain_schema, type_name
@@ -34,6 +39,7 @@ class ParquetSource:
 
     bounded = True
     blocking = False
+    knows_times = True
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class _Readers:
         if missing := next((name for name in request.columns if name not in self.schema.names), None):
             raise ConnectorError(f"{path} has no column `{missing}` any more", help="the file was changed: start anew")
         self.types = asked_types(self.schema, request)
+        self.bounds = _TimeBounds(self.metadata, self.schema, request.times) if request.times else None
         self._dictionary = [name for name, type in self.types.items() if type is None]
         self._own = threading.local()
 
@@ -94,6 +101,34 @@ class _Readers:
             file = self.system.disk.open_arrow(self.path, memory_map=True)
             self._own.reader = pq.ParquetFile(file, metadata=self.metadata, read_dictionary=self._dictionary)
         return self._own.reader
+
+
+class _TimeBounds:
+    """What a file's statistics tell about the event time of its row groups."""
+
+    def __init__(self, metadata: pq.FileMetaData, schema: pa.Schema, times: TimesRequest) -> None:
+        self.times = times
+        self._metadata = metadata
+        self._kind = schema.field(times.column).type
+        leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+        self._leaf = next((n for n, one in enumerate(leaves) if one.path == times.column and self._is_plain(one)), None)
+
+    def _is_plain(self, leaf: pq.ColumnSchema) -> bool:
+        """Whether the numbers in the statistics are the ticks of the column."""
+        if not pa.types.is_timestamp(self._kind) or leaf.physical_type != "INT64":
+            return False
+        unit = json.loads(leaf.logical_type.to_json()).get("timeUnit")
+        return bool(unit == {"ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}.get(self._kind.unit))
+
+    def of(self, group: int) -> tuple[int, int] | None:
+        """Between which times (microseconds) all rows of a row group lie, if that is known and is enough."""
+        if self._leaf is None:
+            return None
+        told = self._metadata.row_group(group).column(self._leaf).statistics
+        if told is None or not told.has_min_max or not told.has_null_count or told.null_count:
+            return None
+        least, most = to_us(pa.array([told.min_raw, told.max_raw], pa.int64()).view(self._kind))[0].tolist()
+        return (least, most) if least <= most and self.times.is_enough(least, most) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +141,40 @@ class RowGroup:
     first: int
 
     def read(self) -> Iterator[Rows]:
-        first = self.first
-        types = self.readers.types
-        try:
-            for table in self._tables():
-                columns = {name: as_asked(whole(table[name]), type) for name, type in types.items()}
-                yield Rows(columns, table.num_rows, first)
+        first, types, unread = self.first, self.readers.types, self._unread_times()
+        names = [name for name in types if unread is None or name != unread.column]
+        with self._told_errors():
+            for table in self._tables(names):
+                columns = {name: as_asked(whole(table[name]), types[name]) for name in names}
+                yield Rows(columns, table.num_rows, first, unread)
                 first += table.num_rows
+
+    def _unread_times(self) -> UnreadTimes | None:
+        """What stands for the event times, if they need not be decoded."""
+        bounds = self.readers.bounds
+        between = None if bounds is None or self.rows > GROUP_ROWS_MAX else bounds.of(self.number)
+        if bounds is None or between is None:
+            return None
+        return UnreadTimes(bounds.times.column, *between, self._read_times)
+
+    def _read_times(self, batch: Batch) -> None:
+        column = cast(_TimeBounds, self.readers.bounds).times.column
+        with self._told_errors():
+            (table,) = self._tables([column])
+            batch.columns[column] = as_asked(whole(table[column]), self.readers.types[column])
+
+    @contextmanager
+    def _told_errors(self) -> Iterator[None]:
+        try:
+            yield
         except (pa.ArrowException, OSError) as error:
             raise ConnectorError(
                 f"{self.readers.path}: row group {self.number} cannot be read: {error}",
                 help="the file is damaged or was changed while it was read; restore it",
             ) from None
 
-    def _tables(self) -> Iterator[pa.Table | pa.RecordBatch]:
-        reader, names = self.readers.reader(), list(self.readers.types)
+    def _tables(self, names: Sequence[str]) -> Iterator[pa.Table | pa.RecordBatch]:
+        reader = self.readers.reader()
         if self.rows > GROUP_ROWS_MAX:
             yield from reader.iter_batches(PIECE_ROWS, row_groups=[self.number], columns=names, use_threads=False)
             return

@@ -32,6 +32,7 @@ class RowsSource:
     """Reads an iterable of rows. A sequence can be read any number of times, a generator once."""
 
     bounded = True
+    knows_times = False
 
     def __init__(self, rows: Iterable[Any], schema: object = None, name: str | None = None) -> None:
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):

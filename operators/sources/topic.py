@@ -28,6 +28,7 @@ class TopicSource:
 
     bounded = True
     blocking = False
+    knows_times = False
 
     def __init__(
         self,

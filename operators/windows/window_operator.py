@@ -22,7 +22,7 @@ from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
 from dataflow.kernels.gateway import column_of
-from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array
+from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array, UnreadTimes
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import (
     EventTime,
@@ -99,6 +99,18 @@ class WindowAggregateSpec(OperatorSpec):
         by = pa.schema([source.schema.field(name) for name in self.by])
         return WindowGroups(self.window, self.lateness_us, by, aggregates)
 
+    def asks_only_for_the_pane(self, column: str) -> bool:
+        """Whether the event time in that column tells a row's pane, and nothing else is made of it."""
+        return column not in self.by and not any(column in one.columns() for _, one in self.aggregates)
+
+    def is_one_pane(self, least_us: int, most_us: int) -> bool:
+        """Whether all rows between two times fall into one pane."""
+        return self.pane_of(least_us) == self.pane_of(most_us)
+
+    def pane_of(self, time_us: int) -> int:
+        """The first pane that has not ended at a time."""
+        return self.window.last_ended(time_us) + 1
+
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         assert input_type.event_time is not None
         inputs = (aggregate.columns() for _, aggregate in self.aggregates)
@@ -150,6 +162,11 @@ class WindowInput(Operator):
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
+        pane = self._only_pane(batch.unread)
+        if pane is not None:
+            self._send_timely(batch, np.full(batch.num_rows, pane))
+            return
+        batch.read_times()
         panes = self.spec.window.panes_of(*event_ticks(batch, self.event_time))
         if batch.watermark_before_us is not None:
             late = final_us(self.spec.window, panes, self.spec.lateness_us) <= batch.watermark_before_us
@@ -157,6 +174,16 @@ class WindowInput(Operator):
                 self._send_late(batch, panes, late)
                 batch, panes = batch.without(late), panes[~late]
         self._send_timely(batch, panes)
+
+    def _only_pane(self, unread: UnreadTimes | None) -> int | None:
+        """The pane of all rows, if their times need not be read to know it, and to know that none is late."""
+        if unread is None or unread.watermark_max_us is None:
+            return None
+        if not self.spec.is_one_pane(unread.least_us, unread.most_us):
+            return None
+        pane = self.spec.pane_of(unread.least_us)
+        final = final_us(self.spec.window, np.array([pane]), self.spec.lateness_us)[0]
+        return pane if final > unread.watermark_max_us else None
 
     def _send_late(self, batch: Batch, panes: Int64Array, late: BoolArray) -> None:
         rows = batch.filter(pa.array(late), int(np.count_nonzero(late)))

@@ -195,3 +195,51 @@ def test_every_run_gives_the_same_bits_in_the_same_order(names: Sequence[str]) -
 
 def _bits(row: Mapping[str, Any]) -> str:
     return repr([value.hex() if isinstance(value, float) else value for value in row.values()])
+
+
+UNORDERED = tuple(name for name in AGGREGATES if name not in ("first", "last", "top", "bottom"))
+"""What needs no time of a row but the window that it is in."""
+
+
+@given(
+    job=JOBS,
+    seed=st.integers(0, 10_000),
+    row_group_rows=st.sampled_from([1, 3, 20]),
+    workers=st.sampled_from([1, 2]),
+    null_times=st.booleans(),
+    is_mergeable=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_times_that_statistics_tell_need_not_be_decoded(
+    tmp_path_factory: pytest.TempPathFactory,
+    job: Job,
+    seed: int,
+    row_group_rows: int,
+    workers: int,
+    null_times: bool,
+    is_mergeable: bool,
+) -> None:
+    job = replace(job, names=[name for name in UNORDERED if name in MERGEABLE] if is_mergeable else UNORDERED)
+    table = generator.tables(seed, rows=120, null_times=null_times, floats=FLOATS)["p0"]
+    path = tmp_path_factory.mktemp("times") / "x.parquet"
+    pq.write_table(table, path, row_group_size=row_group_rows)
+    job.check(run_windows(job.windows(flow.read_parquet(path)), workers), job.answer({"p0": table}))
+
+    told = _runs_after_steps(job, path, workers)
+    pq.write_table(table, path, row_group_size=row_group_rows, write_statistics=False)
+    assert _runs_after_steps(job, path, workers) == told
+
+
+def _runs_after_steps(job: Job, path: Path, workers: int) -> list[list[str]]:
+    """Final, late and error rows, where rows are filtered and some cannot be computed on the way to the window."""
+    watched = flow.read_parquet(path).watermark("at", delay=f"{job.delay_us}us")
+    derived = watched.filter(col.small.is_null() | (col.small > -30)).derive(more=col.extreme + 1)
+    windows = derived.window(flow.tumbling(f"{job.size_us}us"), by=job.by, lateness=f"{job.lateness_us}us").agg(
+        *[AGGREGATES[name][0].alias(name) for name in job.names], doubled=(col.extreme * 2).sum(), more=col.more.min()
+    )
+    sinks = KeepingSink(), KeepingSink(), KeepingSink(), KeepingSink()
+    streams = windows, windows.late, windows.errors, derived.errors
+    outputs = [stream.to(sink, name=f"sink {n}") for n, (stream, sink) in enumerate(zip(streams, sinks, strict=True))]
+    flow.Pipeline("steps", *outputs).run(workers=workers)
+    final, *others = [[_bits(row) for row in sink.rows()] for sink in sinks]
+    return [final, *map(sorted, others)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataflow.errors import ConnectorError, DataflowError, NameNotFoundError
+from dataflow.message import Batch, Place
+from dataflow.operators.base import TimesRequest
 from dataflow.operators.sources import parquet
 from dataflow.operators.sources.parquet import ParquetSource
 from dataflow.system import SimulatedSystem
@@ -203,3 +208,73 @@ def test_the_identity_tells_contents_apart(tmp_path: Path, path: Path) -> None:
     assert before != ParquetSource(path).identity()
     with pytest.raises(DataflowError, match="not there yet"):
         ParquetSource(path, on_error="dead_letter")
+
+
+TIMES = [-5_000, -4_001, 0, 7, 59_999, 60_000, 70_000, 130_000]
+
+
+def _times_left_out(path: Path) -> list[tuple[int, int] | None]:
+    """For each row group between which times it lies, if its times are not decoded; a minute is enough."""
+    source = ParquetSource(path)
+    asked = replace(request(source), times=TimesRequest("at", lambda a, b: a // 60_000_000 == b // 60_000_000))
+    found = [part for split in source.splits(0, asked) for part in split.read()]
+    for part in found:
+        assert ("at" in part.columns) == (part.unread is None)
+    return [None if part.unread is None else (part.unread.least_us, part.unread.most_us) for part in found]
+
+
+def _write_times(path: Path, kind: pa.DataType, times: Sequence[int | None] = TIMES, **options: Any) -> Path:
+    at = pa.array(times, pa.int64()).cast(pa.timestamp("ms")).cast(kind, safe=False)
+    names = pa.array([f"n{number}" for number in range(len(times))])
+    pq.write_table(pa.table({"n": names, "at": at}), path, row_group_size=2, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns")], ids=str)
+def test_times_that_statistics_tell_are_left_out_and_can_be_read_later(tmp_path: Path, kind: pa.DataType) -> None:
+    path = _write_times(tmp_path / "x.parquet", kind)
+    assert _times_left_out(path) == [(-5_000_000, -4_001_000), (0, 7_000), None, None]
+    source = ParquetSource(path)
+    asked = replace(request(source), times=TimesRequest("at", lambda a, b: True))
+    (part,) = next(iter(source.splits(0, asked))).read()
+    batch = Batch(part.columns, part.num_rows, Place(0, 0, 0), unread=part.unread)
+    second = batch.slice(1, 1)
+    assert second.columns["at"].type == kind
+    assert second.columns["at"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist() == [-4_001]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (pa.timestamp("ms"), {"write_statistics": False}),
+        (pa.timestamp("ns"), {"use_deprecated_int96_timestamps": True}),
+        (pa.date32(), {}),
+    ],
+    ids=["no statistics", "int96", "dates"],
+)
+def test_times_are_decoded_where_statistics_do_not_tell_them(
+    tmp_path: Path, kind: pa.DataType, options: dict[str, Any]
+) -> None:
+    path = _write_times(tmp_path / "x.parquet", kind, **options)
+    assert _times_left_out(path) == [None] * 4
+
+
+def test_times_with_nulls_and_in_large_row_groups_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write_times(tmp_path / "x.parquet", pa.timestamp("ms"), [1, None, 2, 3])
+    assert _times_left_out(path) == [None, (2_000, 3_000)]
+    monkeypatch.setattr(parquet, "GROUP_ROWS_MAX", 1)
+    assert _times_left_out(path)[:2] == [None, None]
+
+
+def test_damaged_times_that_are_read_later_are_told_by_their_file(tmp_path: Path) -> None:
+    path = _write_times(tmp_path / "x.parquet", pa.timestamp("ms"))
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    source = ParquetSource(path)
+    asked = replace(request(source), times=TimesRequest("at", lambda a, b: True))
+    (part,) = next(iter(source.splits(0, asked))).read()
+    with pytest.raises(ConnectorError, match=r"x\.parquet: row group 0 cannot be read"):
+        Batch(part.columns, part.num_rows, Place(0, 0, 0), unread=part.unread).read_times()
