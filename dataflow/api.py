@@ -129,7 +129,7 @@ class Stream:
         The watermark before a row is the greatest event time seen so far in its partition, less `delay`. An
         expression becomes a column `event_time`, or gets the name of its `.alias()`.
         """
-        delay_us = _duration(delay, "delay")
+        delay_us = _positive_duration(delay, "watermark: delay")
         if isinstance(column, str):
             return self._then(WatermarkSpec(column, delay_us))
         _require_expr("watermark", column)
@@ -144,7 +144,7 @@ class Stream:
     ) -> WindowedStream:
         """Group rows by window and, with `by`, by key; `lateness` keeps windows open longer."""
         stream, names = _with_keys(self, by)
-        return WindowedStream(stream, window, names, _duration(lateness, "lateness"))
+        return WindowedStream(stream, window, names, _positive_duration(lateness, "window: lateness"))
 
     # ── running ──
 
@@ -364,11 +364,14 @@ def _read(make: Callable[[], SplitSource]) -> Stream:
 # ── what the verbs share ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _duration(value: Duration, what: str) -> int:
+def _positive_duration(value: Duration, what: str) -> int:
     try:
-        return duration_us(value, what)
+        us = duration_us(value, what)
     except DataflowError as error:
         raise error.at(caller_origin()) from None
+    if us < 0:
+        raise PlanError(f"{what} cannot be negative", help='use a duration such as "10s"', origin=caller_origin())
+    return us
 
 
 def _require_expr(verb: str, value: object) -> None:
@@ -397,7 +400,7 @@ def _named(verb: str, columns: Sequence[str | Expr], named: dict[str, Expr]) -> 
             raise NameNotFoundError(
                 f"{verb}: `{expr!r}` has no name",
                 code="DF0204",
-                help=f'write `{verb}(name=…)` or add `.alias("name")`',
+                help='add `.alias("name")`' if verb == "by" else f'write `{verb}(name=…)` or add `.alias("name")`',
                 origin=caller_origin(),
             )
         made.append((name, expr))

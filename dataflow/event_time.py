@@ -52,7 +52,7 @@ def duration_us(value: str | timedelta, what: str) -> int:
     5400000000
     """
     if isinstance(value, timedelta):
-        return value // timedelta(microseconds=1)
+        return _in_64_bits(value // timedelta(microseconds=1), value, what)
     if not isinstance(value, str):
         raise _bad_duration(value, what)
     text = value.strip()
@@ -61,9 +61,13 @@ def duration_us(value: str | timedelta, what: str) -> int:
     if not re.fullmatch(f"-?({_PART})+", text) or units != sorted(set(units), key=list(UNITS_US).index):
         raise _bad_duration(value, what)
     us = sum(int(number) * UNITS_US[unit] for number, unit in parts)
-    if us > _INT64.max:
+    return _in_64_bits(-us if text.startswith("-") else us, value, what)
+
+
+def _in_64_bits(us: int, value: object, what: str) -> int:
+    if abs(us) > _INT64.max:
         raise ProgramError(f"{what}: {value!r} is longer than 64 bits of microseconds can hold", code="DF0402")
-    return -us if text.startswith("-") else us
+    return us
 
 
 def _bad_duration(value: object, what: str) -> ProgramError:

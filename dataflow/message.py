@@ -187,7 +187,11 @@ def _nbytes(column: pa.Array) -> int:
 
 def plain(column: pa.Array, logical: pa.DataType) -> pa.Array:
     """The column in its logical type: decoded, if it is dictionary-encoded inside the engine."""
-    return column if column.type.equals(logical) else column.cast(logical)
+    if column.type.equals(logical):
+        return column
+    if pa.types.is_dictionary(column.type) and not column.type.value_type.equals(logical):  # Arrow cannot take views
+        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(logical))
+    return column.cast(logical)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ class _Run:
             if isinstance(node.spec, SinkSpec) and node.spec.needs_store and self.given_store is None:
                 raise PlanError(
                     f"topic `{node.spec.name}` needs a store to be written to",
-                    code="DF0503",
+                    code="DF0505",
                     help='say where: `.run(store="run/store")`, or `--store run/store` on the command line',
                 ).at(node.origin)
 

@@ -42,10 +42,6 @@ class WatermarkSpec(StatelessSpec):
     delay_us: int
     verb: ClassVar[str] = "watermark"
 
-    def __post_init__(self) -> None:
-        if self.delay_us < 0:
-            raise PlanError("watermark: delay cannot be negative", help='use a duration such as "10s"')
-
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
         source = inputs[0]
         kind = require_column(self.column, source.schema, self.verb).type

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 
 import dataflow as flow
 from dataflow import col, count
-from dataflow.errors import StoreError
+from dataflow.errors import DataflowError, StoreError
 
 ROWS = pa.table({"t": pa.array([0, 1, 120_000_000, 2], pa.timestamp("us")), "k": list("abab"), "v": [1, 2, 3, 4]})
 
@@ -69,3 +71,59 @@ def test_a_catalog_that_was_cut_is_told_and_left_as_it_is(tmp_path: Path) -> Non
 def test_views_are_read_as_plain_text() -> None:
     views = pa.table({"k": pa.array(["a", "b", None], pa.string_view()), "v": [1, 2, 3]})
     assert flow.from_arrow(views).filter(col.k == "a").collect()["k"].to_pylist() == ["a"]
+
+
+def test_views_in_a_dictionary_are_read_as_plain_text() -> None:
+    names = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["x", "y"], pa.string_view()))
+    read = flow.from_arrow(pa.table({"k": names})).collect()
+    assert read["k"].type == pa.string() and read["k"].to_pylist() == ["x", "y", None]
+
+
+def test_a_sum_that_does_not_fit_says_in_which_window() -> None:
+    times = pa.array([60_000_000, 60_000_001, 7_200_000_000], pa.timestamp("us"))
+    rows = flow.from_arrow(pa.table({"t": times, "v": [2**62, 2**62, 1]}))
+    (wrong,) = rows.watermark("t").window(flow.tumbling("1m")).agg(s=col.v.sum()).errors.collect().to_pylist()
+    assert (wrong["t"].minute, wrong["v"], wrong["error_code"]) == (1, None, "DF0310")
+
+
+@pytest.mark.parametrize(
+    ("make", "told", "help"),
+    [
+        (lambda s: s.window(flow.tumbling("1m"), by=["k", "k"]).agg(n=count()), "`k` is there twice", "each key once"),
+        (
+            lambda s: s.rename(window_end="k").window(flow.tumbling("1m"), by="window_end").agg(n=count()),
+            "a key cannot be called `window_end`",
+            "rename it before the window",
+        ),
+        (
+            lambda s: s.window(flow.tumbling("1m"), by="k").agg(k=count()),
+            "agg makes a second column `k`",
+            "and the keys",
+        ),
+        (lambda s: s.window(flow.tumbling("1m"), by=col.v + 1), "by: `col.v + 1` has no name", '`.alias("name")`'),
+        (lambda s: s.window(flow.tumbling("1m"), lateness="-1s"), "lateness cannot be negative", "10s"),
+        (lambda s: s.watermark("t", delay="-1s"), "delay cannot be negative", "10s"),
+        (lambda s: s.watermark("t", delay=timedelta.max), "longer than 64 bits", ""),
+        (
+            lambda s: s.derive(u=col.v.cast("uint64")).window(flow.tumbling("1m")).agg(s=col.u.sum()),
+            "cannot hold every uint64",
+            '.cast("int64")',
+        ),
+    ],
+)
+def test_wrong_use_is_told_with_the_users_line_and_a_way_out(
+    make: Callable[[flow.Stream], object], told: str, help: str
+) -> None:
+    with pytest.raises(DataflowError) as caught:
+        make(flow.from_arrow(ROWS).watermark("t"))
+    assert told in caught.value.message and help in (caught.value.help or "")
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+def test_a_file_that_is_gone_when_the_run_starts_is_told_with_the_line_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    rows = flow.read_csv(tmp_path / "x.csv")
+    (tmp_path / "x.csv").unlink()
+    with pytest.raises(DataflowError, match="there is no file") as caught:
+        rows.collect()
+    assert caught.value.origin is not None and caught.value.origin.file == __file__

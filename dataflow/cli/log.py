@@ -138,6 +138,9 @@ def _write_csv(rows: pa.Table) -> None:
     for name in nested:  # CSV has no lists: they are written as JSON
         texts = [None if value is None else json.dumps(_jsonable(value)) for value in rows[name].to_pylist()]
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    for name in [field.name for field in rows.schema if pa.types.is_duration(field.type)]:
+        texts = [None if value is None else str(value) for value in shown_values(rows[name])]
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
     sys.stdout.flush()
     csv.write_csv(rows, sys.stdout.buffer)
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import dataflow
-from dataflow.errors import DataflowError, NameNotFoundError, ProgramError, did_you_mean
+from dataflow.errors import DataflowError, NameNotFoundError, Origin, ProgramError, did_you_mean
 
 if TYPE_CHECKING:
     from dataflow.pipeline import Pipeline
@@ -49,12 +49,19 @@ def load_pipeline(program: str) -> Pipeline:
         module = _execute(path)
         return _named(module, path, name) if name else _only(module, path)
     except DataflowError as error:
+        error.at(_user_line(error))
         if isinstance(error, ProgramError):
             raise
         # A missing file, say: while the program is being built it is the program that is wrong.
         raise ProgramError(error.message, code=error.code, help=error.help, origin=error.origin) from error
     except Exception as error:  # noqa: BLE001 - whatever the user's file raised is theirs to see
         raise BrokenProgramError(user_traceback(error).rstrip()) from None
+
+
+def _user_line(error: BaseException) -> Origin | None:
+    """The innermost line of the user's program that an error came through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    return Origin(frames[-1].filename, frames[-1].lineno or 0) if frames else None
 
 
 def user_traceback(error: BaseException) -> str:
@@ -104,7 +111,8 @@ def _only(module: ModuleType, path: Path) -> Pipeline:
         raise ProgramError(
             f"{path} makes no Pipeline",
             code="DF0221",
-            help=f'end it with `pipeline = flow.Pipeline("{path.stem}", sink)`, or name a function: {path}:name',
+            help=f'end it with `pipeline = flow.Pipeline("{path.stem}", sink)`, or name a function: {path}:name; '
+            "what it runs itself, as `.collect()` and `.run()` do, has been run",
         )
     raise ProgramError(
         f"{path} makes {len(distinct)} Pipelines: {', '.join(found)}",

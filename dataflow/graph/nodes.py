@@ -113,7 +113,13 @@ def graph_hash(sinks: Iterable[Node]) -> str:
     nodes = in_order(sinks)
     numbers = {id(node): number for number, node in enumerate(nodes)}
     told = [
-        [node.spec.identity(), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]]
-        for node in nodes
+        [_identity(node), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]] for node in nodes
     ]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode())
+
+
+def _identity(node: Node) -> tuple[object, ...]:
+    try:
+        return node.spec.identity()
+    except DataflowError as error:  # a file that is gone
+        raise error.at(node.origin) from None

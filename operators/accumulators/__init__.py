@@ -263,7 +263,7 @@ class AggregateState:
             column, failed = result.finish(self._accumulators[result.primitive], taken)
             columns.append(column)
             if failed is not None and failed.any():
-                bad.append(Bad(failed, "DF0302", f"the sum `{result.told}` does not fit into 64 bits"))
+                bad.append(Bad(failed, "DF0310", f"the sum `{result.told}` does not fit into 64 bits"))
         return Finished(columns, tuple(bad))
 
     def _taken(self, slots: SlotArray) -> Taken:

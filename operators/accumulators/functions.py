@@ -60,6 +60,10 @@ def _sum_primitive(aggregate: Aggregate, kind: pa.DataType) -> tuple[tuple[objec
         return ("float sum",), FloatSum
     if (pa.types.is_integer(kind) and not pa.types.is_uint64(kind)) or pa.types.is_boolean(kind):
         return ("int sum",), IntSum
+    if pa.types.is_uint64(kind):
+        raise TypeMismatchError(
+            f"`{aggregate!r}`: sums are int64, which cannot hold every uint64", help='cast it: `.cast("int64")`'
+        )
     hint = f'cast it: `.cast("{"float64" if pa.types.is_decimal(kind) else "int64"}")`'
     raise TypeMismatchError(f"`{aggregate!r}` needs numbers, but its input is {kind}", help=hint)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -104,6 +105,7 @@ class CsvFormat:
         table = utf8._read(raw, names, converting, lambda _: "skip")
         t = pa.types
         texts = {f.name: pa.string() for f in table.schema if t.is_floating(f.type) or t.is_timestamp(f.type)}
+        texts |= {f.name: pa.string() for f in table.schema if t.is_string(f.type)}
         keep = pc.ConvertOptions(include_columns=list(texts), **self._converting(texts))
         as_text = utf8._read(raw, names, keep, lambda _: "skip") if texts else {}
         return {f.name: _settled(f.type, as_text[f.name].to_pylist() if f.name in texts else ()) for f in table.schema}
@@ -177,7 +179,9 @@ class CsvFormat:
             return f"column `{name}` is not text in UTF-8: {bad}", 'say which encoding the file has: encoding="cp1252"'
         value = raw.decode()
         logical = type.value_type if pa.types.is_dictionary(type) else type
-        better = "float64" if pa.types.is_integer(logical) and _is_number(value) else "string"
+        better = "string"
+        if pa.types.is_integer(logical) and _is_number(value):
+            better = "int64" if _is_int64(value) else "float64"
         nulls = ", ".join(repr(one) for one in (*self.null_values, value))
         since = f" (so are the first {SAMPLE_ROWS:,} rows)" if is_inferred else ""
         advice = f'give its type: schema={{"{name}": "{better}"}}'
@@ -203,7 +207,7 @@ class Columns:
 
 
 _ASCII = "".join(map(chr, range(128)))
-_TOO_LONG_INTEGER = re.compile(r"\s*-?\d+\s*")
+_INTEGER = re.compile(r"\s*-?\d+\s*")
 _NANOSECONDS = re.compile(r".*\.\d{7}")
 
 
@@ -214,13 +218,26 @@ def _settled(found: pa.DataType, texts: Sequence[str | None]) -> pa.DataType:
     if pa.types.is_timestamp(found):
         unit = "ns" if any(text and _NANOSECONDS.match(text) for text in texts) else "us"
         return pa.timestamp(unit, tz=found.tz)
+    if pa.types.is_string(found):
+        return _as_times(texts) or found
     is_kept = pa.types.is_int64(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
     return found if is_kept or pa.types.is_date32(found) else pa.string()
 
 
+def _as_times(texts: Sequence[str | None]) -> pa.DataType | None:
+    """The type of times that Arrow takes for text, since they do not fit into nanoseconds (before 1677, after 2262)."""
+    if not any(texts):
+        return None
+    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
+        with suppress(pa.ArrowInvalid):
+            pa.array(texts, pa.string()).cast(kind)
+            return kind
+    return None
+
+
 def _rounds(text: str) -> bool:
     """Whether a whole number would be another one as a float."""
-    return _TOO_LONG_INTEGER.fullmatch(text) is not None and int(float(text)) != int(text)
+    return _INTEGER.fullmatch(text) is not None and int(float(text)) != int(text)
 
 
 def _codec(encoding: str) -> str:
@@ -247,6 +264,10 @@ def _is_number(value: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_int64(value: str) -> bool:
+    return _INTEGER.fullmatch(value) is not None and -(2**63) <= int(value) < 2**63
 
 
 def _shown(value: str | bytes) -> str:

@@ -70,12 +70,23 @@ class WindowAggregateSpec(OperatorSpec):
         )
 
     def _refuse_clashes(self) -> None:
-        names = ["window_start", "window_end", *self.by, *(name for name, _ in self.aggregates)]
+        bounds = ("window_start", "window_end")
+        for key in self.by:
+            if self.by.count(key) > 1:
+                raise NameNotFoundError(f"window by: `{key}` is there twice", code="DF0203", help="give each key once")
+            if key in bounds:
+                raise NameNotFoundError(
+                    f"window by: a key cannot be called `{key}`, since a column of the result is",
+                    code="DF0203",
+                    help=f'rename it before the window, as in `.rename(earlier_{key}="{key}")`',
+                )
+        names = [*bounds, *self.by, *(name for name, _ in self.aggregates)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise NameNotFoundError(
-                f"agg makes `{min(twice)}` twice",
+                f"agg makes a second column `{min(twice)}`",
                 code="DF0203",
-                help="give the aggregate another name, as in `.agg(n=count())`; window_start and window_end are taken",
+                help="give the aggregate another name, as in `.agg(n=count())`; window_start, window_end and the keys "
+                "are taken",
             )
 
     def side_type(self, port: str, inputs: Sequence[StreamType]) -> StreamType:
@@ -226,7 +237,9 @@ class CloseWindows(GroupOperator):
     ) -> None:
         super().__init__(spec.groups(source, aggregates), context)
         self.names = [f.name for f in aggregates.fields]
+        assert source.event_time is not None
         self.time_type, self.source_schema = window_time_type(source), source.schema
+        self.time_column = source.event_time.column
 
     def on_watermark(self, time_us: int) -> None:
         self.emit_due(time_us)
@@ -252,10 +265,13 @@ class CloseWindows(GroupOperator):
         self.out.on_batch(result)
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
-        """Groups that could not be computed become error rows with the input's columns: the keys, the rest null."""
-        blank = {f.name: pa.nulls(result.num_rows, f.type) for f in self.source_schema}
+        """Groups that could not be computed become error rows with the input's columns: the keys, and the start of the
+        window as event time; the rest is null."""
+        known = {f.name: pa.nulls(result.num_rows, f.type) for f in self.source_schema}
+        times = self.source_schema.field(self.time_column)
+        known[times.name] = result.columns["window_start"].cast(times.type, safe=False)
         keys = {name: result.columns[name] for name in self.groups.by}
-        rows = send_errors(result.with_columns(blank | keys), bad, self)
+        rows = send_errors(result.with_columns(known | keys), bad, self)
         return result if rows is None else result.without(rows)
 
 

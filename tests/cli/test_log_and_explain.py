@@ -40,6 +40,13 @@ def test_cat_prints_csv_into_a_pipe(store: str, capfdbinary: pytest.CaptureFixtu
     assert capfdbinary.readouterr().out.decode().splitlines() == ['"n","x","s"', '1,0.5,"a"', '2,,""']
 
 
+def test_cat_prints_durations_as_people_read_them(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with flow.Store(tmp_path / "store") as store:
+        store.append("short", pa.table({"wait": pa.array([90_000_000, None], pa.duration("us"))}))
+    assert main(["log", "cat", "short", "--store", str(tmp_path / "store")]) == 0
+    assert capfdbinary.readouterr().out.decode().splitlines() == ['"wait"', '"0:01:30"', ""]
+
+
 def test_cat_prints_a_table_that_no_narrow_pipe_cuts(store: str, capsys: Said) -> None:
     assert main(["log", "cat", "numbers", "--store", store, "--format", "table"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines() if "0.5" in line] == [["1", "0.5", "a"]]

@@ -120,3 +120,18 @@ def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program,
     assert "stopped by" in said
     rows = cli("log", "cat", "numbers", "--store", "store", "--json").stdout.splitlines()
     assert [json.loads(row)["n"] for row in rows] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("line", ["col.a > 0 and col.b", "0 < col.a < 2", "col.a.quantile(2)"])
+def test_an_expression_that_is_wrong_itself_is_told_with_its_line(cli: Cli, program: Program, line: str) -> None:
+    program(f"wrong = {line}\n")
+    ran = cli("run", "program.py")
+    assert ran.returncode == 2
+    assert "--> program.py:" in ran.stderr and f"| wrong = {line}\n" in ran.stderr
+
+
+def test_a_program_without_a_pipeline_is_told_that_it_has_run(cli: Cli, program: Program) -> None:
+    program("print('done')\n")
+    ran = cli("run", "program.py")
+    assert (ran.returncode, ran.stdout) == (2, "done\n")
+    assert "makes no Pipeline" in ran.stderr and "has been run" in ran.stderr
