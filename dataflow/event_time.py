@@ -155,6 +155,16 @@ def to_us(times: pa.Array) -> tuple[Int64Array, BoolArray | None]:
     return _scaled(values_of(times, np.int32), UNITS_US["d"]), nulls
 
 
+def ticks_us(ticks: int, unit: str) -> int:
+    """One time in microseconds, as `to_us` of a timestamp.
+
+    >>> ticks_us(-1, "ns"), ticks_us(2**62, "s") == 2**63 - 1
+    (-1, True)
+    """
+    us = ticks // 1_000 if unit == "ns" else ticks * _US_IN[unit]
+    return max(int(_INT64.min) + 1, min(us, int(_INT64.max)))
+
+
 def bounds_type(time_type: pa.DataType) -> pa.DataType:
     """The type of `window_start` and `window_end`: microseconds in the zone of the event time."""
     return pa.timestamp("us", tz=time_type.tz if pa.types.is_timestamp(time_type) else None)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflow.errors import ConnectorError, NameNotFoundError
-from dataflow.event_time import to_us
+from dataflow.event_time import ticks_us
 from dataflow.message import Batch, UnreadTimes
 from dataflow.operators.base import ReadRequest, Rows, TimesRequest
 from dataflow.operators.sources.arrow import as_asked, asked_types
@@ -127,7 +127,7 @@ class _TimeBounds:
         told = self._metadata.row_group(group).column(self._leaf).statistics
         if told is None or not told.has_min_max or not told.has_null_count or told.null_count:
             return None
-        least, most = to_us(pa.array([told.min_raw, told.max_raw], pa.int64()).view(self._kind))[0].tolist()
+        least, most = ticks_us(told.min_raw, self._kind.unit), ticks_us(told.max_raw, self._kind.unit)
         return (least, most) if least <= most and self.times.is_enough(least, most) else None
 
 

@@ -122,6 +122,10 @@ class WindowAggregateSpec(OperatorSpec):
         """The first pane that has not ended at a time."""
         return self.window.last_ended(time_us) + 1
 
+    def last_final(self, watermark_us: int) -> int:
+        """The last pane that is final at a watermark."""
+        return self.window.last_ended(watermark_us - self.lateness_us)
+
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         assert input_type.event_time is not None
         inputs = (aggregate.columns() for _, aggregate in self.aggregates)
@@ -166,7 +170,7 @@ class WindowInput(Operator):
 
     def on_watermark(self, time_us: int) -> None:
         """Hand on only a watermark at which a pane becomes final: each one turns several tasks."""
-        last = self.spec.window.last_ended(time_us - self.spec.lateness_us)
+        last = self.spec.last_final(time_us)
         if last > self.last_final or time_us == TIME_MAX_US:
             self.last_final = last
             self.out.on_watermark(time_us)
@@ -188,13 +192,12 @@ class WindowInput(Operator):
 
     def _only_pane(self, unread: UnreadTimes | None) -> int | None:
         """The pane of all rows, if their times need not be read to know it, and to know that none is late."""
-        if unread is None or unread.watermark_max_us is None:
+        if unread is None or unread.watermark_max_us is None or unread.watermark_max_us == TIME_MAX_US:
             return None
         if not self.spec.is_one_pane(unread.least_us, unread.most_us):
             return None
         pane = self.spec.pane_of(unread.least_us)
-        final = final_us(self.spec.window, np.array([pane]), self.spec.lateness_us)[0]
-        return pane if final > unread.watermark_max_us else None
+        return pane if pane > self.spec.last_final(unread.watermark_max_us) else None
 
     def _send_late(self, batch: Batch, panes: Int64Array, late: BoolArray) -> None:
         rows = batch.filter(pa.array(late), int(np.count_nonzero(late)))
