@@ -22,6 +22,8 @@ from dataflow.system import Mutex
 
 WHOLE_GROUPS_MAX = 1 << 16
 """Up to so many groups a pane is merged by one task; beyond, the work is worth spreading."""
+PANES_APART_MAX = 4
+"""Groups of up to so many panes are handed on pane by pane."""
 PARTIAL_GROUPS_MAX = 1 << 18
 """Beyond it a task hands on its partial groups early: many keys make aggregation before the exchange useless, and
 its table must stay in the cache."""
@@ -68,6 +70,18 @@ class PartialAggregate(GroupOperator):
         self.out.on_watermark(time_us)
 
     def emit(self, slots: Int64Array) -> None:
+        """A pane after the other, if they are few: each then goes to its task as it is."""
+        panes = self.groups.groups.panes[slots]
+        first, last = int(panes.min()), int(panes.max())
+        if 0 < last - first < PANES_APART_MAX:
+            parts = [slots[panes == pane] for pane in range(first, last + 1)]
+        else:
+            parts = [slots]
+        for part in parts:
+            if len(part):
+                self._emit(part)
+
+    def _emit(self, slots: Int64Array) -> None:
         groups, bounds = self.groups.groups, None
         keys, panes = groups.encoded_keys(slots), groups.panes[slots]
         if keys and self.out.owners > 1:
