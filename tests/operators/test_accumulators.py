@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from dataflow.aggregates import Aggregate, count
 from dataflow.errors import TypeMismatchError
 from dataflow.expr import col
-from dataflow.operators.accumulators import AggregateSet, AggregateState, RowOrder
+from dataflow.operators.accumulators import AggregateSet, AggregateState, RowOrder, quantile
 
 SCHEMA = pa.schema({"f": pa.float64(), "i": pa.int64(), "s": pa.string()})
 AGGREGATES: dict[str, Aggregate] = {
@@ -139,3 +140,28 @@ def test_the_same_quantile_under_two_names_has_two_values() -> None:
     aggregates = AggregateSet({n: col.f.quantile(0.5, exact=True) for n in ("a", "b")}, SCHEMA)
     done = state_of(aggregates, [(1.0, None, None), (3.0, None, None)], 0, [0, 0]).finish(np.arange(1))
     assert [column.to_pylist() for column in done.columns] == [[2.0], [2.0]]
+
+
+@given(st.data())
+def test_quantiles_of_groups_that_close_one_by_one_are_those_of_their_rows(data: st.DataObject) -> None:
+    """However the values are put into runs, whichever groups close or move, and though slots are used again."""
+    schema = pa.schema({"f": pa.float64()})
+    aggregates = AggregateSet({"q": col.f.quantile(0.5, exact=True)}, schema)
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(quantile, "RUN_ROWS", data.draw(st.sampled_from([0, 3, 1000])))
+        state = aggregates.build()
+        state.grow(6)
+        known: dict[int, list[float]] = {}
+        for _ in range(data.draw(st.integers(1, 8))):
+            rows = data.draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=8))
+            for slot, value in rows:
+                known.setdefault(slot, []).append(float(value))
+            values = pa.array([float(value) for _, value in rows], pa.float64())
+            state.update(np.array([slot for slot, _ in rows], dtype=np.int64), [values], None)
+            closing = [slot for slot in sorted(known) if data.draw(st.booleans())]
+            found = state.finish(np.array(closing, dtype=np.int64)).columns[0].to_pylist()
+            assert found == [statistics.median(known.pop(slot)) for slot in closing]
+            if data.draw(st.booleans()):
+                kept = sorted(known)
+                state.keep(np.array(kept, dtype=np.int64), 6)
+                known = {new: known[old] for new, old in enumerate(kept)}
