@@ -345,7 +345,10 @@ def read(source: base.Source, *, name: str | None = None) -> Stream:
 
 
 def tumbling(size: Duration, *, offset: Duration = "0s") -> TumblingWindow:
-    """Windows of equal length that do not overlap, cut at multiples of `size` from 1970 UTC on, moved by `offset`."""
+    """Windows of equal length that do not overlap, cut at multiples of `size` from 1970 UTC on, moved by `offset`.
+
+    An offset beyond the size is what is left of it: `offset="61m"` moves hourly windows by a minute.
+    """
     try:
         return TumblingWindow(size_us=duration_us(size, "size"), offset_us=duration_us(offset, "offset"))
     except DataflowError as error:

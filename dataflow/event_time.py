@@ -66,7 +66,11 @@ def duration_us(value: str | timedelta, what: str) -> int:
 
 def _in_64_bits(us: int, value: object, what: str) -> int:
     if abs(us) > _INT64.max:
-        raise ProgramError(f"{what}: {value!r} is longer than 64 bits of microseconds can hold", code="DF0402")
+        raise ProgramError(
+            f"{what}: {value!r} is longer than 64 bits of microseconds can hold",
+            code="DF0402",
+            help="use at most 292,000 years: `106000000d`",
+        )
     return us
 
 

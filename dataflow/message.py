@@ -57,6 +57,8 @@ class UnreadTimes:
     """The event times of a batch, not decoded yet: mostly it is enough to know between which they lie."""
 
     column: str
+    place: int
+    """Where the column stands among the others."""
     least_us: int
     most_us: int
     """The least and the greatest, exactly; of rows that were filtered, those before."""
@@ -102,6 +104,9 @@ class Batch:
         unread, self.unread = self.unread, None
         if unread is not None:
             unread.read(self)
+            others = [item for item in self.columns.items() if item[0] != unread.column]
+            others.insert(unread.place, (unread.column, self.columns[unread.column]))
+            self.columns = dict(others)
 
     def with_columns(self, columns: dict[str, pa.Array]) -> Batch:
         """The same rows with other columns."""

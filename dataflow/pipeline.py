@@ -253,7 +253,8 @@ def _tell_unread(unread: tuple[UnreadRows, ...]) -> None:
         known.rows += one.rows
         known.first += one.first
     for one in total.values():
-        what = "late rows" if one.port == "late" else "rows could not be computed and"
+        rows = "row" if one.rows == 1 else "rows"
+        what = f"late {rows}" if one.port == "late" else f"{rows} could not be computed and"
         sys.stderr.write(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them):\n")
         for row in one.first[:10]:
             sys.stderr.write(f"  {row}\n")

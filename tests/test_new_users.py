@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import dataflow as flow
@@ -127,3 +128,15 @@ def test_a_file_that_is_gone_when_the_run_starts_is_told_with_the_line_that_read
     with pytest.raises(DataflowError, match="there is no file") as caught:
         rows.collect()
     assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+def test_what_is_told_of_late_rows_does_not_show_which_times_were_decoded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at = pa.array([60_000_000, 59_999_999, 119_999_999, 180_000_000, 60_000_000, 60_000_001], pa.timestamp("us"))
+    pq.write_table(pa.table({"at": at, "k": [1] * 6}), tmp_path / "x.parquet", row_group_size=2)
+    rows = flow.read_parquet(tmp_path / "x.parquet").watermark("at")
+    rows.window(flow.tumbling("1m"), by="k").agg(n=count()).collect(workers=1)
+    told = capfd.readouterr().err.splitlines()
+    assert told[0].endswith("3 late rows left the pipeline unread (`.late` reads them):")
+    assert [line.strip().partition("=")[0] for line in told[1:]] == ["at"] * 3

@@ -155,7 +155,8 @@ class RowGroup:
         between = None if bounds is None or self.rows > GROUP_ROWS_MAX else bounds.of(self.number)
         if bounds is None or between is None:
             return None
-        return UnreadTimes(bounds.times.column, *between, self._read_times)
+        column = bounds.times.column
+        return UnreadTimes(column, list(self.readers.types).index(column), *between, self._read_times)
 
     def _read_times(self, batch: Batch) -> None:
         column = cast(_TimeBounds, self.readers.bounds).times.column
@@ -169,7 +170,7 @@ class RowGroup:
             yield
         except (pa.ArrowException, OSError) as error:
             raise ConnectorError(
-                f"{self.readers.path}: row group {self.number} cannot be read: {error}",
+                f"{self.readers.path}: row group {self.number} cannot be read: {str(error).strip()}",
                 help="the file is damaged or was changed while it was read; restore it",
             ) from None
 
