@@ -14,6 +14,7 @@ import pytest
 import dataflow as flow
 from dataflow import col, count
 from dataflow.errors import DataflowError, StoreError
+from dataflow.operators.sources import parquet
 
 ROWS = pa.table({"t": pa.array([0, 1, 120_000_000, 2], pa.timestamp("us")), "k": list("abab"), "v": [1, 2, 3, 4]})
 
@@ -131,8 +132,9 @@ def test_a_file_that_is_gone_when_the_run_starts_is_told_with_the_line_that_read
 
 
 def test_what_is_told_of_late_rows_does_not_show_which_times_were_decoded(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(parquet, "SMALL_ROWS", 1)
     at = pa.array([60_000_000, 59_999_999, 119_999_999, 180_000_000, 60_000_000, 60_000_001], pa.timestamp("us"))
     pq.write_table(pa.table({"at": at, "k": [1] * 6}), tmp_path / "x.parquet", row_group_size=2)
     rows = flow.read_parquet(tmp_path / "x.parquet").watermark("at")

@@ -29,6 +29,8 @@ from dataflow.system import RealSystem, System
 
 GROUP_ROWS_MAX = 262_144
 """Row groups up to this size are decoded at once, larger ones in pieces: decoded rows must fit into memory."""
+SMALL_ROWS = 16_384
+"""Row groups are decoded together up to so many rows: each call costs as much as thousands of rows."""
 PIECE_ROWS = 131_072
 ARRAY_BYTES_MAX = 2**31 - 1
 """Of text or binary values: Arrow counts them in 32 bits."""
@@ -66,16 +68,15 @@ class ParquetSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[RowGroup]:
+    def splits(self, partition: int, request: ReadRequest) -> Iterator[RowGroups]:
         first = 0
         known: tuple[str, pa.Schema] | None = None
         for path in self.files.paths(request.system):
             readers = _Readers(path, request)
             known = known or (path, readers.schema)
             _require_equal(*known, path, readers.schema)
-            for number in range(readers.metadata.num_row_groups):
-                rows = readers.metadata.row_group(number).num_rows
-                yield RowGroup(readers, number, rows, first)
+            for numbers, rows in _together(readers.metadata):
+                yield RowGroups(readers, numbers, rows, first)
                 first += rows
 
     def identity(self) -> tuple[object, ...]:
@@ -120,23 +121,42 @@ class _TimeBounds:
         unit = json.loads(leaf.logical_type.to_json()).get("timeUnit")
         return bool(unit == {"ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}.get(self._kind.unit))
 
-    def of(self, group: int) -> tuple[int, int] | None:
-        """Between which times (microseconds) all rows of a row group lie, if that is known and is enough."""
+    def of(self, groups: range) -> tuple[int, int] | None:
+        """Between which times (microseconds) all rows of row groups lie, if that is known and is enough."""
         if self._leaf is None:
             return None
-        told = self._metadata.row_group(group).column(self._leaf).statistics
-        if told is None or not told.has_min_max or not told.has_null_count or told.null_count:
-            return None
-        least, most = ticks_us(told.min_raw, self._kind.unit), ticks_us(told.max_raw, self._kind.unit)
+        least, most = _MAX, -_MAX
+        for number in groups:
+            told = self._metadata.row_group(number).column(self._leaf).statistics
+            if told is None or not told.has_min_max or not told.has_null_count or told.null_count:
+                return None
+            least = min(least, ticks_us(told.min_raw, self._kind.unit))
+            most = max(most, ticks_us(told.max_raw, self._kind.unit))
         return (least, most) if least <= most and self.times.is_enough(least, most) else None
 
 
+_MAX = 2**63 - 1
+
+
+def _together(metadata: pq.FileMetaData) -> Iterator[tuple[range, int]]:
+    """Row groups that are decoded together, and their rows: each alone, but small ones."""
+    start = rows = 0
+    for number in range(metadata.num_row_groups):
+        more = metadata.row_group(number).num_rows
+        if number > start and rows + more > SMALL_ROWS:
+            yield range(start, number), rows
+            start, rows = number, 0
+        rows += more
+    if metadata.num_row_groups:
+        yield range(start, metadata.num_row_groups), rows
+
+
 @dataclass(frozen=True, slots=True)
-class RowGroup:
-    """One row group of one file."""
+class RowGroups:
+    """A row group of a file, or some small ones that follow each other."""
 
     readers: _Readers
-    number: int
+    numbers: range
     rows: int
     first: int
 
@@ -152,7 +172,7 @@ class RowGroup:
     def _unread_times(self) -> UnreadTimes | None:
         """What stands for the event times, if they need not be decoded."""
         bounds = self.readers.bounds
-        between = None if bounds is None or self.rows > GROUP_ROWS_MAX else bounds.of(self.number)
+        between = None if bounds is None or self.rows > GROUP_ROWS_MAX else bounds.of(self.numbers)
         if bounds is None or between is None:
             return None
         column = bounds.times.column
@@ -170,16 +190,25 @@ class RowGroup:
             yield
         except (pa.ArrowException, OSError) as error:
             raise ConnectorError(
-                f"{self.readers.path}: row group {self.number} cannot be read: {str(error).strip()}",
+                f"{self.readers.path}: row group {self._damaged()} cannot be read: {str(error).strip()}",
                 help="the file is damaged or was changed while it was read; restore it",
             ) from None
+
+    def _damaged(self) -> int:
+        """The first of the row groups that cannot be read alone."""
+        for number in self.numbers[:-1]:
+            try:
+                self.readers.reader().read_row_group(number, columns=list(self.readers.types), use_threads=False)
+            except (pa.ArrowException, OSError):
+                return number
+        return self.numbers[-1]
 
     def _tables(self, names: Sequence[str]) -> Iterator[pa.Table | pa.RecordBatch]:
         reader = self.readers.reader()
         if self.rows > GROUP_ROWS_MAX:
-            yield from reader.iter_batches(PIECE_ROWS, row_groups=[self.number], columns=names, use_threads=False)
+            yield from reader.iter_batches(PIECE_ROWS, row_groups=list(self.numbers), columns=names, use_threads=False)
             return
-        table = reader.read_row_group(self.number, columns=names, use_threads=False)
+        table = reader.read_row_groups(self.numbers, columns=names, use_threads=False)
         if all(column.num_chunks == 1 for column in table.columns) or table.nbytes <= ARRAY_BYTES_MAX:
             yield table
         else:  # its chunks cannot be made one

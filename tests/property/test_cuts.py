@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import dataflow as flow
 from dataflow import Aggregate, col, count
+from dataflow.operators.sources import parquet
 from dataflow.operators.windows import partial
 from tests import generator, oracle
 from tests.harness import KeepingSink, WindowRun, run_windows
@@ -170,9 +171,13 @@ def test_rows_without_a_time_are_error_rows_and_move_nothing(workers: int) -> No
     oracle.assert_same_rows(errors.rows(), answer.without_time, by=("ordinal",))
 
 
+@pytest.mark.parametrize("small_rows", [1, 20])
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("row_group_rows", [1, 7, 1000])
-def test_row_groups_and_files_of_one_partition_do_not_show(tmp_path: Path, row_group_rows: int, workers: int) -> None:
+def test_row_groups_and_files_of_one_partition_do_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_group_rows: int, workers: int, small_rows: int
+) -> None:
+    monkeypatch.setattr(parquet, "SMALL_ROWS", small_rows)
     table = generator.tables(3, rows=600, floats=FLOATS)["p0"]
     borders = (0, 1, 250, 400, table.num_rows)
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
@@ -205,6 +210,7 @@ UNORDERED = tuple(name for name in AGGREGATES if name not in ("first", "last", "
     job=JOBS,
     seed=st.integers(0, 10_000),
     row_group_rows=st.sampled_from([1, 3, 20]),
+    small_rows=st.sampled_from([1, 4]),
     workers=st.sampled_from([1, 2]),
     null_times=st.booleans(),
     is_mergeable=st.booleans(),
@@ -215,6 +221,7 @@ def test_times_that_statistics_tell_need_not_be_decoded(
     job: Job,
     seed: int,
     row_group_rows: int,
+    small_rows: int,
     workers: int,
     null_times: bool,
     is_mergeable: bool,
@@ -223,11 +230,13 @@ def test_times_that_statistics_tell_need_not_be_decoded(
     table = generator.tables(seed, rows=120, null_times=null_times, floats=FLOATS)["p0"]
     path = tmp_path_factory.mktemp("times") / "x.parquet"
     pq.write_table(table, path, row_group_size=row_group_rows)
-    job.check(run_windows(job.windows(flow.read_parquet(path)), workers), job.answer({"p0": table}))
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(parquet, "SMALL_ROWS", small_rows)
+        job.check(run_windows(job.windows(flow.read_parquet(path)), workers), job.answer({"p0": table}))
 
-    told = _runs_after_steps(job, path, workers)
-    pq.write_table(table, path, row_group_size=row_group_rows, write_statistics=False)
-    assert _runs_after_steps(job, path, workers) == told
+        told = _runs_after_steps(job, path, workers)
+        pq.write_table(table, path, row_group_size=row_group_rows, write_statistics=False)
+        assert _runs_after_steps(job, path, workers) == told
 
 
 def _runs_after_steps(job: Job, path: Path, workers: int) -> list[list[str]]:

@@ -28,6 +28,11 @@ def table(start: int = 0, count: int = 1000) -> pa.Table:
     return pa.table({"n": pa.array(numbers, pa.int64()), "word": words, "x": [n / 8 for n in numbers]})
 
 
+@pytest.fixture(autouse=True)
+def each_row_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "SMALL_ROWS", 1)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     pq.write_table(table(), tmp_path / "x.parquet", row_group_size=100)
@@ -39,6 +44,18 @@ def test_row_groups_are_parts_and_positions_count_rows_over_files(tmp_path: Path
     source = ParquetSource(tmp_path / "*.parquet")
     assert [part.first_position for part in parts(source)] == [*range(0, 1000, 100), 1000]
     assert columns(source) == table(0, 1050).to_pydict()
+
+
+@pytest.mark.parametrize(("small_rows", "lengths"), [(99, [100] * 10), (250, [200] * 5), (950, [900, 100])])
+def test_small_row_groups_are_read_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch, small_rows: int, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(parquet, "SMALL_ROWS", small_rows)
+    source = ParquetSource(path)
+    assert [part.num_rows for part in parts(source)] == lengths
+    assert columns(source) == table().to_pydict()
+    asked = request(source, dictionary=["word"])
+    assert rows_by_threads(source, asked) == rows(source)
 
 
 def test_only_the_wanted_columns_are_decoded(path: Path) -> None:
@@ -158,7 +175,11 @@ def test_what_is_not_parquet_is_told_by_its_file(tmp_path: Path, path: Path) -> 
             ParquetSource(tmp_path / "bad.parquet").schema(SYSTEM)
 
 
-def test_a_damaged_row_group_is_told_by_file_and_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small_rows", [1, 500])
+def test_a_damaged_row_group_is_told_by_file_and_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_rows: int
+) -> None:
+    monkeypatch.setattr(parquet, "SMALL_ROWS", small_rows)
     path = tmp_path / "x.parquet"
     pq.write_table(table(), path, row_group_size=100, compression="zstd")
     metadata = pq.read_metadata(path)
