@@ -55,10 +55,6 @@ class Groups:
         """The pane of each slot."""
         return self._table.panes
 
-    def newest(self, number: int) -> Int32Array:
-        """The slots that were given last."""
-        return self._table.newest(number)
-
     def slots(self, columns: Sequence[pa.Array], panes: Int64Array) -> Int32Array:
         """The slot of each row's group; new groups get new slots."""
         return self._table.find(self._codes_of(columns, len(panes)), panes)

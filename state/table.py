@@ -101,10 +101,6 @@ class Table:
         """The pane of each slot."""
         return self._panes[1:]
 
-    def newest(self, number: int) -> Int32Array:
-        """The slots that were given last."""
-        return self._free[self.count - number : self.count] - np.int32(1)
-
     def find(self, codes: Int64Array, panes: Int64Array) -> Int32Array:
         """The slot of each pair, good until the next call; new pairs get free ones."""
         if len(self._slots) < len(codes):

@@ -29,7 +29,7 @@ class WindowGroups:
         self._inputs = [f"#{number}" for number in range(len(aggregates.inputs))]
         self._needs_order = aggregates.needs_order
         self.oldest: float = math.inf
-        """The least pane of the groups; infinite without any."""
+        """No group has a pane before it; infinite without any."""
 
     def update(self, batch: Batch) -> None:
         """Take in rows."""
@@ -41,11 +41,11 @@ class WindowGroups:
         """The slot of each row's group; new groups are made."""
         known = self.groups.count
         keys = [batch.columns[name] for name in self.by]
-        slots = self.groups.slots(keys, ints_of(batch.columns[PANE]))
+        panes = ints_of(batch.columns[PANE])
+        slots = self.groups.slots(keys, panes)
         if self.groups.count > known:
             self.state.grow(self.groups.room)
-            new = self.groups.newest(self.groups.count - known)
-            self.oldest = min(self.oldest, int(self.groups.panes[new].min()))
+            self.oldest = min(self.oldest, int(panes.min()))
         return slots
 
     def due(self, watermark_us: int) -> Int64Array | None:

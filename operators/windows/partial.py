@@ -73,19 +73,19 @@ class PartialAggregate(GroupOperator):
         """A pane after the other, if they are few: each then goes to its task as it is."""
         panes = self.groups.groups.panes[slots]
         first, last = int(panes.min()), int(panes.max())
-        if 0 < last - first < PANES_APART_MAX:
-            parts = [slots[panes == pane] for pane in range(first, last + 1)]
-        else:
-            parts = [slots]
-        for part in parts:
-            if len(part):
-                self._emit(part)
+        if first == last or last - first >= PANES_APART_MAX:
+            self._emit(slots, panes, first, last)
+            return
+        for pane in range(first, last + 1):
+            is_there = panes == pane
+            if is_there.any():
+                self._emit(slots[is_there], panes[is_there], pane, pane)
 
-    def _emit(self, slots: Int64Array) -> None:
+    def _emit(self, slots: Int64Array, panes: Int64Array, first: int, last: int) -> None:
         groups, bounds = self.groups.groups, None
-        keys, panes = groups.encoded_keys(slots), groups.panes[slots]
+        keys = groups.encoded_keys(slots)
         if keys and self.out.owners > 1:
-            order, bounds = self._split(keys, panes)
+            order, bounds = self._split(keys, panes, first, last)
             if order is not None:
                 slots, panes = slots[order], panes[order]
                 keys = groups.encoded_keys(slots)
@@ -95,10 +95,11 @@ class PartialAggregate(GroupOperator):
         self.groups.release(slots)
         self.out.on_batch(Batch(columns, len(slots), DERIVED, owner_bounds=bounds))
 
-    def _split(self, keys: Sequence[pa.Array], panes: Int64Array) -> tuple[Int64Array | None, Sequence[int]]:
+    def _split(
+        self, keys: Sequence[pa.Array], panes: Int64Array, first: int, last: int
+    ) -> tuple[Int64Array | None, Sequence[int]]:
         """The order of the groups by the task that merges them (None: as they are), and where those of each begin."""
         owners = self.out.owners
-        first, last = int(panes.min()), int(panes.max())
         wide_from = self.wide.begin(first, last, len(panes))
         if last < wide_from and first == last:
             owner = first % owners

@@ -10,7 +10,7 @@ has passed its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -155,6 +155,11 @@ def final_us(window: Window, panes: Int64Array, lateness_us: int) -> Int64Array:
     return np.where(ends > TIME_MAX_US - lateness_us, TIME_MAX_US, ends + lateness_us)
 
 
+def _of_runs(edge_us: Callable[[Int64Array], Int64Array], panes: Int64Array) -> Int64Array:
+    """An edge of each of some panes, which ascend: mostly it is one pane."""
+    return np.repeat(edge_us(panes[:1]), len(panes)) if panes[0] == panes[-1] else edge_us(panes)
+
+
 class WindowInput(Operator):
     """Sends late rows and rows that cannot be computed aside; the others get panes and aggregate inputs."""
 
@@ -252,9 +257,9 @@ class CloseWindows(GroupOperator):
         in_order = slots[self.groups.groups.order(slots)]
         panes = self.groups.groups.panes[in_order]
         finished = self.groups.state.finish(in_order)
-        end_us = self.groups.window.end_us(panes)
+        end_us = _of_runs(self.groups.window.end_us, panes)
         columns = {
-            "window_start": from_us(self.groups.window.start_us(panes), self.time_type),
+            "window_start": from_us(_of_runs(self.groups.window.start_us, panes), self.time_type),
             "window_end": from_us(end_us, self.time_type),
             **dict(zip(self.groups.by, self.groups.groups.keys(in_order), strict=True)),
         }
