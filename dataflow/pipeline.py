@@ -221,6 +221,7 @@ class _Run:
                 f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
                 help="the last commit stands; a source or sink was busy in a call that did not return",
             )
+        committer.finish()
         result = self._result(job, coordinator, signals.caught if coordinator.stopped else None, began)
         _tell_unread(result.unread)
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from dataflow.runtime.coordinator import Commit
 from dataflow.system import System
 
 if TYPE_CHECKING:
+    from dataflow.state.records import EpochRecord
     from dataflow.state.store import Store
     from dataflow.system import Lock
 
@@ -46,6 +48,8 @@ class StoreCommitter:
         self.store = None if reads_only else store
         self.pipeline, self.graph_hash = pipeline, graph_hash
         self.finished = False
+        self._unfinished: EpochRecord | None = None
+        """The last epoch of a run whose input has ended, until its sinks have committed it."""
         self._lock: Lock | None = None
 
     def __enter__(self) -> StoreCommitter:
@@ -79,23 +83,36 @@ class StoreCommitter:
         self.finished = True
 
     def commit(self, commit: Commit) -> None:
-        """Make the epoch durable; raises when the store cannot, and then nothing of it is visible."""
+        """Make the epoch durable; raises when the store cannot, and then nothing of it is visible.
+
+        A run has finished with its last epoch if only topics of the store take part in it; sinks of other kinds
+        commit after the store, and might fail.
+        """
         if self.store is None:
             return
         from dataflow.state.log.writer import Pending
         from dataflow.state.records import EpochRecord
 
         pendings = [one for one in commit.handles if isinstance(one, Pending)]
+        others = len(pendings) < len(commit.handles)
         record = EpochRecord(
             pipeline=self.pipeline,
             epoch=commit.epoch,
-            finished=commit.finished,
+            finished=commit.finished and not others,
             graph_hash=self.graph_hash,
             positions=commit.cut,
             watermarks={},
             ledger={},
         )
         self.store.publish(pendings, epoch=record)
+        self._unfinished = (
+            replace(record, epoch=commit.epoch + 1, finished=True) if commit.finished and others else None
+        )
+
+    def finish(self) -> None:
+        """All sinks have committed the last epoch, and nothing has failed."""
+        if self.store is not None and self._unfinished is not None:
+            self.store.publish([], epoch=self._unfinished)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -63,6 +63,8 @@ class Job:
         self.dispensers: list[Dispenser] = []
         self.sources: list[SourceInput] = []
         self.sinks: list[SinkTask] = []
+        self.unsettled: list[str] = []
+        """Sinks that could neither commit their part of the last epoch nor take it back."""
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._shared: dict[object, object] = {}
@@ -220,6 +222,7 @@ class Job:
 
     def _run(self, worker: Worker) -> None:
         worker.run()
+        worker.left = True
         self.acks.look()
 
     @property
@@ -268,13 +271,22 @@ class Job:
             thread.join(JOIN_SECONDS)
 
     def close(self) -> None:
-        """Take back what is not committed, and let the sinks go. The workers have stopped."""
+        """Finish what the store has committed, take back what it has not, and let the sinks go. The workers have
+        stopped; a sink that is still inside of a call is left to it."""
+        busy = {id(task) for worker in self.workers if not worker.left for task in worker.tasks}
         for task in self.sinks:
-            if not task.ended:
-                task.abort()
-            close = getattr(task.sink, "close", None)
-            if close is not None:
-                close()
+            if self._threads and id(task) in busy:
+                continue
+            try:
+                if not task.ended:
+                    task.settle()
+                close = getattr(task.sink, "close", None)
+                if close is not None:
+                    close()
+            except Exception as error:  # noqa: BLE001  # the other sinks have to be settled all the same
+                self.unsettled.append(self._end_of(task) or task.name)
+                if self.failure is None:
+                    self.fail(task, error)
 
     def ledger(self) -> dict[str, StepCounts]:
         return summed(self.counts)
@@ -289,9 +301,14 @@ class Job:
         step = failure.step or failure.task
         raise RunError(
             f"{step} failed: {type(failure.error).__name__}: {failure.error}",
-            help="the last commit stands; what came after it was taken back",
+            help=f"the last commit stands; what came after it was taken back{self._told_unsettled()}",
             origin=failure.origin,
         ) from failure.error
+
+    def _told_unsettled(self) -> str:
+        if not self.unsettled:
+            return ""
+        return f", but not by {', '.join(self.unsettled)}: see there what it has of the last epoch"
 
 
 class _TaskBuilder:

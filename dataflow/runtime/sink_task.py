@@ -75,9 +75,13 @@ class SinkTask(Task):
             self.epoch += 1
             self.sink.open(self.epoch)
 
-    def abort(self) -> None:
-        """The run is over before this epoch was committed: take it back."""
-        self.sink.abort(self.handle)
+    def settle(self) -> None:
+        """The run is over before this sink is: take its epoch back, unless the store has committed it. Then the sink
+        has to; perhaps again, if its commit has failed."""
+        if self._commit_now:
+            self.sink.commit(self.handle)
+        else:
+            self.sink.abort(self.handle)
 
     def _unpark(self) -> bool:
         """A barrier is handled once all rows before it are written."""

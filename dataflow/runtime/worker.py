@@ -22,6 +22,8 @@ class Worker:
         self.name, self.wake, self._failed = name, wake, failed
         self.tasks: Sequence[Task] = ()
         self.stopped = False
+        self.left = False
+        """Whether its thread is done: no task of it is inside of a call."""
 
     def run(self) -> None:
         """Until all tasks have ended or the job stops this worker."""

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -60,3 +62,75 @@ def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
     with pytest.raises(RunError, match="no more room") as caught:
         flow.Pipeline("broken", flow.from_arrow(pa.table({"n": [1]})).to(Broken(0))).run()
     assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+class KeptSink:
+    """Keeps what happened to each epoch; its first `failures` commits fail."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.written = self.visible = self.epoch = 0
+        self.epochs: dict[int, list[str]] = {}
+
+    def open(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.written += batch.num_rows
+
+    def prepare(self, epoch: int) -> int:
+        return epoch
+
+    def commit(self, handle: object) -> None:
+        assert isinstance(handle, int)
+        if self.failures:
+            self.failures -= 1
+            self.epochs.setdefault(handle, []).append("failed")
+            raise OSError("no network")
+        self.epochs.setdefault(handle, []).append("committed")
+        self.visible = self.written
+
+    def abort(self, handle: object) -> None:
+        self.epochs.setdefault(self.epoch if handle is None else int(str(handle)), []).append("aborted")
+
+
+@pytest.mark.parametrize("trial", range(8))
+def test_a_source_that_fails_leaves_sinks_and_topics_at_the_same_epoch(tmp_path: Path, trial: int) -> None:
+    def rows() -> Iterator[dict[str, int]]:
+        for number in range(100 + 7 * trial):
+            time.sleep(0.0004)  # so that it fails anywhere in an epoch
+            yield {"k": number}
+        raise ValueError("broken source")
+
+    sink, numbers = KeptSink(), flow.from_rows(rows(), {"k": "int64"})
+    pipeline = flow.Pipeline("p", numbers.to(sink), numbers.write_topic("t"))
+    with pytest.raises(flow.DataflowError, match="broken source"):
+        pipeline.run(store=tmp_path, checkpoint_interval="5ms")
+    with flow.Store(tmp_path) as store:
+        assert sink.visible == sum(store.read(topic.name).num_rows for topic in store.topics())
+    assert all(told != ["committed", "aborted"] for told in sink.epochs.values())
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_sink_whose_commit_fails_is_asked_again_and_the_others_commit_too(tmp_path: Path, failures: int) -> None:
+    broken, healthy = KeptSink(failures), KeptSink()
+    numbers = flow.from_rows([{"k": 1}, {"k": 2}])
+    outputs = numbers.to(broken, name="broken"), numbers.to(healthy, name="healthy"), numbers.write_topic("t")
+    with pytest.raises(RunError, match="no network") as caught:
+        flow.Pipeline("p", *outputs).run(store=tmp_path)
+    assert (healthy.visible, flow.Store(tmp_path).read("t").num_rows) == (2, 2)
+    assert broken.epochs == {1: ["failed", "committed"] if failures == 1 else ["failed", "failed"]}
+    assert ("but not by to 'sink broken'" in (caught.value.help or "")) == (failures == 2)
+    again = flow.Pipeline(
+        "p", numbers.to(KeptSink(), name="broken"), numbers.to(KeptSink(), name="healthy"), outputs[2]
+    )
+    with pytest.raises(flow.DataflowError, match="DF0407"):  # it is not said to have finished
+        again.run(store=tmp_path)
+
+
+def test_a_run_with_sinks_of_other_kinds_has_finished_once_they_have_committed(tmp_path: Path) -> None:
+    def run() -> flow.RunResult:
+        numbers = flow.from_rows([{"k": 1}, {"k": 2}])
+        return flow.Pipeline("p", numbers.to(KeptSink(), name="kept"), numbers.write_topic("t")).run(store=tmp_path)
+
+    assert (run().already_finished, run().already_finished) == (False, True)
