@@ -104,7 +104,7 @@ def check_names(nodes: Iterable[Node]) -> None:
             raise PlanError(
                 f"two steps have the name `{node.stable_name}`: here and at {other.origin}",
                 code="DF0405",
-                help='give one another name: `.named("…")` after a step, `name="…"` in `.to()`, another topic',
+                help='give one another name: `.agg(…).named("…")` after a step, `name="…"` in `.to()`, another topic',
             ).at(node.origin)
 
 

@@ -182,6 +182,8 @@ class CsvFormat:
         better = "string"
         if pa.types.is_integer(logical) and _is_number(value):
             better = "int64" if _is_int64(value) else "float64"
+        elif pa.types.is_timestamp(logical) or pa.types.is_date(logical):
+            better = _time_type(value, getattr(logical, "tz", None) is not None) or better
         nulls = ", ".join(repr(one) for one in (*self.null_values, value))
         since = f" (so are the first {SAMPLE_ROWS:,} rows)" if is_inferred else ""
         advice = f'give its type: schema={{"{name}": "{better}"}}'
@@ -232,6 +234,16 @@ def _as_times(texts: Sequence[str | None]) -> pa.DataType | None:
         with suppress(pa.ArrowInvalid):
             pa.array(texts, pa.string()).cast(kind)
             return kind
+    return None
+
+
+def _time_type(text: str, with_zone: bool) -> str | None:
+    """The type that holds a time as it is written; None where no timestamp does."""
+    zones = ("UTC",) if with_zone else (None, "UTC")
+    for kind in [pa.timestamp(unit, tz=zone) for zone in zones for unit in ("us", "ns")]:
+        with suppress(pa.ArrowInvalid):
+            pa.array([text], pa.string()).cast(kind)
+            return type_name(kind)
     return None
 
 

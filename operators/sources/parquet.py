@@ -55,6 +55,7 @@ class ParquetSource:
         self.files = Files(path, ".parquet")
         self.name = name or self.files.name
         self.columns = columns
+        self._planned: pa.Schema | None = None
 
     def schema(self, system: System) -> pa.Schema:
         first, *others = self.files.paths(system)
@@ -63,6 +64,7 @@ class ParquetSource:
             raise NameNotFoundError(f"{first} has two columns `{twice}`", code="DF0203", help="rename one of them")
         for path in others:
             _require_equal(first, known, path, plain_schema(_opened(path, system).schema_arrow))
+        self._planned = known
         return selected(known, self.columns, f" in {first}")
 
     def partitions(self, request: ReadRequest) -> Sequence[str]:
@@ -73,6 +75,7 @@ class ParquetSource:
         known: tuple[str, pa.Schema] | None = None
         for path in self.files.paths(request.system):
             readers = _Readers(path, request)
+            _require_planned(path, readers.schema, self._planned, request.columns)
             known = known or (path, readers.schema)
             _require_equal(*known, path, readers.schema)
             for numbers, rows in _together(readers.metadata):
@@ -229,6 +232,20 @@ def _opened(path: str, system: System) -> pq.ParquetFile:
         raise ConnectorError(
             f"{path} cannot be read as Parquet: {error}", help="check that it is complete, and that it is Parquet"
         ) from None
+
+
+def _require_planned(path: str, schema: pa.Schema, planned: pa.Schema | None, columns: Sequence[str]) -> None:
+    """Refuse a file whose columns have other types than when the pipeline was built."""
+    if planned is None:
+        return
+    for name in columns:
+        found, expected = schema.field(name).type, planned.field(name).type
+        if not found.equals(expected):
+            raise ConnectorError(
+                f"column `{name}` of {path} is {type_name(found)} now, and was {type_name(expected)} when the pipeline "
+                "was built",
+                help="the file was changed: start anew",
+            )
 
 
 def _require_equal(first_path: str, first: pa.Schema, path: str, schema: pa.Schema) -> None:

@@ -42,7 +42,8 @@ class TopicSource:
         self.topic = check_topic_name(topic)
         self.name = name or topic
         self.store = store
-        self.start, self.until = _offset(start), until
+        self.start = 0 if start == "earliest" else _offset(start, "start", '"earliest" or ')
+        self.until = None if until is None else _offset(until, "until")
         self._opened: Store | None = None
 
     def schema(self, system: System) -> pa.Schema:
@@ -104,12 +105,10 @@ class TopicSplit:
         yield Rows(columns, batch.num_rows, self.start)
 
 
-def _offset(start: int | str) -> int:
-    if start == "earliest":
-        return 0
-    if not isinstance(start, int) or start < 0:
+def _offset(given: object, what: str, other: str = "") -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         raise PlanError(
-            f'`start` of a topic is "earliest" or an offset from 0 on, got {start!r}',
+            f"`{what}` of a topic is {other}an offset from 0 on, got {given!r}",
             help="offsets count the rows of a partition from 0",
         )
-    return start
+    return given

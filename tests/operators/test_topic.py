@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -105,9 +106,13 @@ def test_the_schema_comes_from_a_store_of_its_own_or_the_source_says_that_it_nee
 def test_a_wrong_topic_or_start_fails_when_the_source_is_built() -> None:
     with pytest.raises(DataflowError, match="cannot be named"):
         TopicSource("a/b")
-    for wrong in ("latest", -1):
+    for wrong in ("latest", -1, True):
         with pytest.raises(PlanError, match="`start`"):
             TopicSource("t", start=wrong)
+    unfit: Any
+    for unfit in ("5", 2.5, -1):
+        with pytest.raises(PlanError, match="`until` of a topic is an offset"):
+            TopicSource("t", until=unfit)
 
 
 def test_the_identity_tells_sources_apart(store: Store) -> None:

@@ -386,6 +386,27 @@ def test_lines_are_counted_in_the_file_with_quotes_and_blank_lines(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "value", "better"),
+    [
+        ("timestamp[us]", "2024-01-01T00:00:00.123456789", "timestamp[ns]"),
+        ("timestamp[ns]", "1600-01-01T00:00:00", "timestamp[us]"),
+        ("timestamp[s]", "2024-01-01T00:00:00.5", "timestamp[us]"),
+        ("date", "2024-01-01T00:00:00.5", "timestamp[us]"),
+        ("timestamp[us]", "2024-01-01T00:00:00Z", "timestamp[us, UTC]"),
+        ("timestamp[us, Europe/Berlin]", "2024-01-01T00:00:00", "string"),
+        ("timestamp[us]", "31/12/2024", "string"),
+        ("int8", "300", "int64"),
+        ("int64", "12345678901234567890", "float64"),
+    ],
+)
+def test_a_type_that_would_do_is_told(tmp_path: Path, given: str, value: str, better: str) -> None:
+    (tmp_path / "x.csv").write_text(f"a\n{value}\n")
+    with pytest.raises(ConnectorError, match=r"x\.csv, line 2: column `a` is ") as caught:
+        columns(CsvSource(tmp_path / "x.csv", schema={"a": given}))
+    assert f'schema={{"a": "{better}"}}' in (caught.value.help or "")
+
+
 def test_a_given_type_is_not_called_inferred(tmp_path: Path) -> None:
     error = error_of(CsvSource(write(tmp_path, "a,b\n2020-01-01,1\n2020-02-30,2\n"), schema={"a": "date"}))
     assert error.message.endswith("x.csv, line 3: column `a` is date, but here is '2020-02-30'")

@@ -201,6 +201,15 @@ def test_a_file_that_was_replaced_after_planning_is_told(path: Path) -> None:
         list(source.splits(0, asked))
 
 
+def test_a_file_whose_types_changed_after_planning_is_told(path: Path) -> None:
+    source = ParquetSource(path)
+    asked = request(source)
+    pq.write_table(table().set_column(0, "n", pa.array(["5"] * 1000)), path)
+    with pytest.raises(ConnectorError, match=r"column `n` of .*x\.parquet is string now, and was int64"):
+        list(source.splits(0, asked))
+    assert columns(source, request(source, ["word"])) == table().select(["word"]).to_pydict()
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "x.parquet")
     with pytest.raises(NameNotFoundError, match="two columns `a`"):
