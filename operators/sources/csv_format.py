@@ -105,10 +105,11 @@ class CsvFormat:
         table = utf8._read(raw, names, converting, lambda _: "skip")
         t = pa.types
         texts = {f.name: pa.string() for f in table.schema if t.is_floating(f.type) or t.is_timestamp(f.type)}
-        texts |= {f.name: pa.string() for f in table.schema if t.is_string(f.type)}
         keep = pc.ConvertOptions(include_columns=list(texts), **self._converting(texts))
         as_text = utf8._read(raw, names, keep, lambda _: "skip") if texts else {}
-        return {f.name: _settled(f.type, as_text[f.name].to_pylist() if f.name in texts else ()) for f in table.schema}
+        found = {f.name: _settled(f.type, as_text[f.name].to_pylist() if f.name in texts else ()) for f in table.schema}
+        times = {name: _times_type(table[name]) for name, type in found.items() if t.is_string(type)}
+        return found | {name: type for name, type in times.items() if type is not None}
 
     def check_readable(self, name: str, type: pa.DataType) -> None:
         """Refuse a type that no text can be decoded to."""
@@ -220,19 +221,19 @@ def _settled(found: pa.DataType, texts: Sequence[str | None]) -> pa.DataType:
     if pa.types.is_timestamp(found):
         unit = "ns" if any(text and _NANOSECONDS.match(text) for text in texts) else "us"
         return pa.timestamp(unit, tz=found.tz)
-    if pa.types.is_string(found):
-        return _as_times(texts) or found
     is_kept = pa.types.is_int64(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
     return found if is_kept or pa.types.is_date32(found) else pa.string()
 
 
-def _as_times(texts: Sequence[str | None]) -> pa.DataType | None:
+def _times_type(texts: pa.ChunkedArray) -> pa.DataType | None:
     """The type of times that Arrow takes for text, since they do not fit into nanoseconds (before 1677, after 2262)."""
-    if not any(texts):
-        return None
-    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
+    if not pa.types.is_string(texts.type):
+        return None  # numbers that stay text
+    texts = texts.drop_null()
+    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if len(texts) else ():
         with suppress(pa.ArrowInvalid):
-            pa.array(texts, pa.string()).cast(kind)
+            texts.slice(0, 1).cast(kind)  # mostly this tells that they are no times
+            texts.cast(kind)
             return kind
     return None
 
