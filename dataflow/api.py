@@ -129,7 +129,7 @@ class Stream:
         The watermark before a row is the greatest event time seen so far in its partition, less `delay`. An
         expression becomes a column `event_time`, or gets the name of its `.alias()`.
         """
-        delay_us = _positive_duration(delay, "watermark: delay")
+        delay_us = _length_us(delay, "watermark: delay")
         if isinstance(column, str):
             return self._then(WatermarkSpec(column, delay_us))
         _require_expr("watermark", column)
@@ -144,7 +144,7 @@ class Stream:
     ) -> WindowedStream:
         """Group rows by window and, with `by`, by key; `lateness` keeps windows open longer."""
         stream, names = _with_keys(self, by)
-        return WindowedStream(stream, window, names, _positive_duration(lateness, "window: lateness"))
+        return WindowedStream(stream, window, names, _length_us(lateness, "window: lateness"))
 
     # ── running ──
 
@@ -367,7 +367,7 @@ def _read(make: Callable[[], SplitSource]) -> Stream:
 # ── what the verbs share ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _positive_duration(value: Duration, what: str) -> int:
+def _length_us(value: Duration, what: str) -> int:
     try:
         us = duration_us(value, what)
     except DataflowError as error:

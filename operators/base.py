@@ -164,7 +164,8 @@ class Sink(Protocol):
     """Where results go. Driven by one thread of its own, so `write` may block.
 
     An epoch is `write*` then `prepare(epoch)`, which makes what was written durable but not visible and
-    returns a handle; after the store's commit `commit(handle)` makes it visible and must be repeatable.
+    returns a handle; after the store's commit `commit(handle)` makes it visible and must be repeatable: it is asked
+    again when it has failed, since an epoch that the store has committed is never taken back.
     `abort(handle)` takes an epoch back; `None` means what was written but not prepared. `close()` is optional.
     """
 

@@ -108,7 +108,9 @@ class CsvFormat:
         keep = pc.ConvertOptions(include_columns=list(texts), **self._converting(texts))
         as_text = utf8._read(raw, names, keep, lambda _: "skip") if texts else {}
         found = {f.name: _settled(f.type, as_text[f.name].to_pylist() if f.name in texts else ()) for f in table.schema}
-        times = {name: _times_type(table[name]) for name, type in found.items() if t.is_string(type)}
+        # Arrow takes times that do not fit into nanoseconds (before 1677, after 2262) for text.
+        text = [f.name for f in table.schema if t.is_string(f.type)]
+        times = {name: _times_type(table[name], [one for one in _TIMES if one.unit == "us"]) for name in text}
         return found | {name: type for name, type in times.items() if type is not None}
 
     def check_readable(self, name: str, type: pa.DataType) -> None:
@@ -184,7 +186,9 @@ class CsvFormat:
         if pa.types.is_integer(logical) and _is_number(value):
             better = "int64" if _is_int64(value) else "float64"
         elif pa.types.is_timestamp(logical) or pa.types.is_date(logical):
-            better = _time_type(value, getattr(logical, "tz", None) is not None) or better
+            has_zone = getattr(logical, "tz", None) is not None
+            kind = _times_type(pa.array([value]), [one for one in _TIMES if one.tz or not has_zone])
+            better = better if kind is None else type_name(kind)
         nulls = ", ".join(repr(one) for one in (*self.null_values, value))
         since = f" (so are the first {SAMPLE_ROWS:,} rows)" if is_inferred else ""
         advice = f'give its type: schema={{"{name}": "{better}"}}'
@@ -225,26 +229,17 @@ def _settled(found: pa.DataType, texts: Sequence[str | None]) -> pa.DataType:
     return found if is_kept or pa.types.is_date32(found) else pa.string()
 
 
-def _times_type(texts: pa.ChunkedArray) -> pa.DataType | None:
-    """The type of times that Arrow takes for text, since they do not fit into nanoseconds (before 1677, after 2262)."""
-    if not pa.types.is_string(texts.type):
-        return None  # numbers that stay text
+_TIMES = tuple(pa.timestamp(unit, tz=zone) for zone in (None, "UTC") for unit in ("us", "ns"))
+
+
+def _times_type(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[pa.DataType]) -> pa.DataType | None:
+    """The first of these types of times that all values can have; None where none can, or there are no values."""
     texts = texts.drop_null()
-    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if len(texts) else ():
+    for kind in kinds if len(texts) else ():
         with suppress(pa.ArrowInvalid):
             texts.slice(0, 1).cast(kind)  # mostly this tells that they are no times
             texts.cast(kind)
             return kind
-    return None
-
-
-def _time_type(text: str, with_zone: bool) -> str | None:
-    """The type that holds a time as it is written; None where no timestamp does."""
-    zones = ("UTC",) if with_zone else (None, "UTC")
-    for kind in [pa.timestamp(unit, tz=zone) for zone in zones for unit in ("us", "ns")]:
-        with suppress(pa.ArrowInvalid):
-            pa.array([text], pa.string()).cast(kind)
-            return type_name(kind)
     return None
 
 
