@@ -166,7 +166,16 @@ class Sink(Protocol):
     An epoch is `write*` then `prepare(epoch)`, which makes what was written durable but not visible and
     returns a handle; after the store's commit `commit(handle)` makes it visible and must be repeatable: it is asked
     again when it has failed, since an epoch that the store has committed is never taken back.
-    `abort(handle)` takes an epoch back; `None` means what was written but not prepared. `close()` is optional.
+    `abort(handle)` takes an epoch back; `None` means what was written but not prepared.
+
+    In a run with a store the handle is a JSON value (or rows for the run's store): it is kept with the epoch, and a
+    later run that finds it asks for the commit again. Optional methods, in the order of a run:
+
+    - `recover(handle)`: before the first `open` of a run with a store. `handle` is that of the last epoch that the
+      store has committed (None: there is none). Make it visible if it is not, as `commit` would, and remove what else an
+      earlier run of this pipeline has left behind.
+    - `end()`: the input has ended for good, and the `prepare` that follows is the last one.
+    - `close()`: the run is over.
     """
 
     def open(self, epoch: int) -> None: ...
@@ -174,6 +183,33 @@ class Sink(Protocol):
     def prepare(self, epoch: int) -> object: ...
     def commit(self, handle: object) -> None: ...
     def abort(self, handle: object) -> None: ...
+
+
+class SinkStaging(Protocol):
+    """Rows that a sink keeps in the store until it can write them where they belong. Used by the sink's thread.
+
+    What `keep` adds is durable with the epoch that the next `prepare` ends; what `drop` lets go, likewise. So a sink that
+    writes in `commit` keeps rows in `write`, reads them in `commit`, and drops them after it; a later run finds them again.
+    """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """On disk."""
+        ...
+
+    def keep(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Keep these rows behind the others."""
+        ...
+
+    def batches(self) -> Iterable[pa.RecordBatch]:
+        """All rows that are kept, oldest first, checked against their checksums."""
+        ...
+
+    def drop(self) -> None:
+        """None of these rows is needed any more."""
+        ...
 
 
 # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,12 +395,20 @@ class SourceSpec(OperatorSpec):
 
 @dataclass(frozen=True)
 class SinkContext:
-    """What a run gives to a sink when it makes it."""
+    """What a run gives to a sink when it makes it.
+
+    `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
+    whether the input has an end. `staging` is None in a run without a store.
+    """
 
     schema: pa.Schema
     system: System
     store: object | None
     pipeline: str
+    name: str = ""
+    run: str = ""
+    bounded: bool = True
+    staging: SinkStaging | None = None
 
 
 @dataclass(frozen=True)
