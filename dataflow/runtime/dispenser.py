@@ -102,9 +102,13 @@ class Dispenser:
                 while partition.ends and partition.ends[0][0] <= self._limit:
                     partition.position = partition.ends.popleft()[1]
 
-    def positions(self) -> dict[str, Position]:
-        """Where each partition is cut; after every task has got the barrier."""
+    def positions(self, *, ended: bool) -> dict[str, Position]:
+        """Where each partition is cut, after every task has got the barrier or has ended; with `ended`, its end."""
         with self._lock:
+            for partition in self._partitions if ended else ():
+                if partition.ends:
+                    partition.position = partition.ends.pop()[1]
+                    partition.ends.clear()
             return self._gone | {partition.name: partition.position for partition in self._partitions}
 
     def barrier_for(self, task: int, unit: Unit) -> Barrier | None:
@@ -130,9 +134,11 @@ class Dispenser:
 
     # ── units ──
 
-    def enter(self, unit: Unit, by_turn: bool) -> bool:
+    def enter(self, task: int, unit: Unit, by_turn: bool) -> bool:
         """Whether the task may hand rows of the unit to its steps now; asked before the first of them."""
         with self._lock:
+            if self._given[task] < self._barrier.epoch and unit.place.sequence > self._limit:
+                return False  # an epoch has begun meanwhile
             for sequence, other in self._outstanding.items():
                 if sequence < unit.place.sequence and (by_turn or (other.is_entered and other.by_turn)):
                     self._is_awaited = True

@@ -96,9 +96,9 @@ class SourceInput(StatelessInput):
         if self._batch is None:
             self._batch = self._decoded(unit)
         if not unit.is_entered:
-            if not self.dispenser.enter(unit, self._takes_long(unit, self._batch)):
+            if not self.dispenser.enter(self.task, unit, self._takes_long(self._batch)):
                 return None
-        elif unit.by_turn and not self._takes_long(unit, self._batch):
+        elif unit.by_turn and not self._takes_long(self._batch):
             self.dispenser.let_pass(unit)
         made = self._slice(self._batch)
         unit.rows += made.num_rows
@@ -107,7 +107,7 @@ class SourceInput(StatelessInput):
             self._unit, self._next_sequence = None, unit.place.sequence + 1
         return made
 
-    def _takes_long(self, unit: Unit, batch: Batch) -> bool:
+    def _takes_long(self, batch: Batch) -> bool:
         """Whether the rest of the unit, as far as it is known, keeps the task for more than a moment."""
         return batch.num_rows > MOMENT * self.slice_rows
 
