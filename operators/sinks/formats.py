@@ -2,8 +2,8 @@
 
 Parquet and Arrow files end in a footer, so a file can be read only once it is complete; that is what file sinks show
 anyway. Arrow means the IPC *file* format (what `.arrow` stands for, and what Polars, pandas and pyarrow map into memory
-and read from any place), not the stream. The hard part of Parquet is small batches: each call makes a row group, so rows
-are gathered until one is worth it.
+and read from any place), not the stream. The hard part is small batches: a call makes a row group, so rows are gathered
+(`parts.py`) until one is worth it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,8 @@ GROUP_BYTES_MAX = 64 << 20
 class RowWriter(Protocol):
     """Writes the rows of one file."""
 
-    @property
-    def nbytes(self) -> int:
-        """Rows that were taken and are not in the file yet, in memory."""
-        ...
-
-    def write(self, batch: pa.RecordBatch) -> None: ...
-    def flush(self) -> None:
-        """Let go of the rows in memory."""
+    def write(self, rows: pa.Table) -> None:
+        """Write a group of rows: many at once, since a format may keep them together."""
         ...
 
     def finish(self) -> None:
@@ -61,60 +55,46 @@ class FileFormat:
 class TextWriter:
     """CSV or JSON Lines."""
 
-    nbytes = 0
-
     def __init__(self, file: HashedFile, lines: Callable[[pa.RecordBatch], pa.Buffer], header: bytes = b"") -> None:
         self._file, self._lines = file, lines
         if header:
             file.write(header)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        for piece in pieces(batch):
-            self._file.write(self._lines(piece))
-
-    def flush(self) -> None:
-        """Rows are written at once."""
+    def write(self, rows: pa.Table) -> None:
+        for batch in rows.to_batches():
+            for piece in pieces(batch):
+                self._file.write(self._lines(piece))
 
     def finish(self) -> None:
         """The last line is the end."""
 
 
-class GatheringWriter:
-    """Writes batches in groups through one of pyarrow's writers."""
+class ParquetWriter:
+    """Each write makes a row group."""
 
-    def __init__(self, schema: pa.Schema, write_table: Callable[[pa.Table], None], close: Callable[[], None]) -> None:
-        self._schema, self._write_table, self._close = schema, write_table, close
-        self._gathered: list[pa.RecordBatch] = []
-        self._rows = self.nbytes = 0
+    def __init__(self, file: HashedFile, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq  # only for who writes Parquet
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._gathered.append(batch)
-        self._rows += batch.num_rows
-        self.nbytes += batch.nbytes
-        if self._rows >= GROUP_ROWS_MAX or self.nbytes >= GROUP_BYTES_MAX:
-            self.flush()
+        self._writer = pq.ParquetWriter(file.arrow(), schema)
 
-    def flush(self) -> None:
-        if self._gathered:
-            self._write_table(pa.Table.from_batches(self._gathered, schema=self._schema).combine_chunks())
-        self._gathered, self._rows, self.nbytes = [], 0, 0
+    def write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows, GROUP_ROWS_MAX)
 
     def finish(self) -> None:
-        self.flush()
-        self._close()
+        self._writer.close()
 
 
-def _parquet_writer(file: HashedFile, schema: pa.Schema) -> RowWriter:
-    import pyarrow.parquet as pq  # only for who writes Parquet
+class ArrowWriter:
+    """Each write makes a batch. Not compressed, so that readers can map it."""
 
-    writer = pq.ParquetWriter(file.arrow(), schema)
-    return GatheringWriter(schema, lambda table: writer.write_table(table, GROUP_ROWS_MAX), writer.close)
+    def __init__(self, file: HashedFile, schema: pa.Schema) -> None:
+        self._writer = pa.ipc.new_file(file.arrow(), schema, options=pa.ipc.IpcWriteOptions(use_threads=False))
 
+    def write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows.combine_chunks())
 
-def _arrow_writer(file: HashedFile, schema: pa.Schema) -> RowWriter:
-    options = pa.ipc.IpcWriteOptions(use_threads=False)  # not compressed: readers map it
-    writer = pa.ipc.new_file(file.arrow(), schema, options=options)
-    return GatheringWriter(schema, writer.write_table, writer.close)
+    def finish(self) -> None:
+        self._writer.close()
 
 
 def _require_columns(schema: pa.Schema, verb: str) -> None:
@@ -166,5 +146,5 @@ def _any_rows(batch: pa.RecordBatch, what: str) -> None:
 
 CSV = FileFormat("csv", "csv", _check_csv, lambda file, s: TextWriter(file, csv_lines, csv_header(s)), check_times)
 JSONL = FileFormat("jsonl", "jsonl", _check_jsonl, lambda file, schema: TextWriter(file, json_lines), check_times)
-PARQUET = FileFormat("parquet", "parquet", _check_parquet, _parquet_writer, _any_rows)
-ARROW = FileFormat("arrow", "arrow", _require_columns, _arrow_writer, _any_rows)
+PARQUET = FileFormat("parquet", "parquet", _check_parquet, ParquetWriter, _any_rows)
+ARROW = FileFormat("arrow", "arrow", _require_columns, ArrowWriter, _any_rows)

@@ -1,7 +1,8 @@
 """What sinks write bytes into: a new file that is hashed as it grows, and rows that wait for their commit.
 
-A file sink says with each file what is in it (its size and XXH3), so that a later run can tell whether the file that has
-the name is the one that was meant. Arrow's writers get their file from here, never by a path: bytes go through the seam.
+A file sink says with each file what is in it (its size and XXH3), so that a later run can tell whether the file that
+has the name is the one that was meant. Arrow's writers get their file from here, never by a path: bytes go through the
+seam.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ def check_text_types(schema: pa.Schema, verb: str, *, nested: bool) -> None:
 def _reason_against(kind: pa.DataType, nested: bool) -> tuple[str, str] | None:
     t = pa.types
     if is_bytes_type(kind):
-        return "and text cannot hold any bytes", "leave it out, cast it to string if it is UTF-8, or use `write_parquet`"
+        return (
+            "and text cannot hold any bytes",
+            "leave it out, cast it to string if it is UTF-8, or use `write_parquet`",
+        )
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind) or t.is_struct(kind) or t.is_map(kind):
         if not nested:
             return "and CSV has no nested values", "select the fields that you need, or use `write_jsonl`"
@@ -65,8 +68,8 @@ def check_times(batch: pa.RecordBatch, what: str) -> None:
         for times in _times_in(column):
             if (first := _time_beyond(times)) is not None:
                 raise ConnectorError(
-                    f"{what}: column `{field.name}` has a time outside of the years 1 to 9999 ({first}), which ISO 8601 "
-                    "cannot tell; the rows of this epoch were not written",
+                    f"{what}: column `{field.name}` has a time outside of the years 1 to 9999 ({first}), which ISO "
+                    "8601 cannot tell; the rows of this epoch were not written",
                     code="DF0502",
                     help="filter such rows out, or use `write_parquet`",
                 )
