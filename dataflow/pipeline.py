@@ -192,6 +192,9 @@ class _Run:
                 return self._drive(plan, store, committer, began)
 
     def _require_store(self) -> None:
+        from dataflow.plan import check_delivery
+
+        check_delivery(self.pipeline.nodes, has_store=self.given_store is not None)
         for node in self.pipeline.nodes:
             if isinstance(node.spec, SinkSpec) and node.spec.needs_store and self.given_store is None:
                 raise PlanError(

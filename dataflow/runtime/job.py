@@ -187,7 +187,10 @@ class Job:
         spec = cast(SinkSpec, node.spec)
         schema = node.inputs[0].type.schema
         try:
-            sink: Sink = spec.make(SinkContext(schema, self.system, self.store, self.name))
+            bounded = node.type.bounded
+            sink: Sink = spec.make(
+                SinkContext(schema, self.system, self.store, self.name, name=node.stable_name, bounded=bounded)
+            )
         except DataflowError as error:
             raise error.at(node.origin) from None
         counts = self.counts_of(node.label)

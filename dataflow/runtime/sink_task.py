@@ -57,6 +57,8 @@ class SinkTask(Task):
         self.acks.prepared(self, barrier.epoch, self.handle)
 
     def on_end(self, end: End) -> None:
+        if end.flush and (ended := getattr(self.sink, "end", None)) is not None:
+            ended()
         self.handle = self.sink.prepare(self.epoch)
         self._waits_for_commit = True
         self.acks.ended(self, self.handle)

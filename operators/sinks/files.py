@@ -35,7 +35,9 @@ from dataflow.operators.sinks.parts import (
 from dataflow.schema import is_text_type, type_name
 from dataflow.state.layout import make_durable_dirs
 
-__all__ = ["ARROW", "CSV", "JSONL", "PARQUET", "FileSink", "FileTarget", "Roll"]
+__all__ = ["FORMATS", "FileSink", "FileTarget", "Roll"]
+
+FORMATS = {one.name: one for one in (CSV, JSONL, PARQUET, ARROW)}
 
 ROLL_BYTES_DEFAULT = 128_000_000
 ROLL_SECONDS_ENDLESS = 900.0
