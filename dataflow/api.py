@@ -202,14 +202,14 @@ class Stream:
     ) -> StreamSink:
         """Write CSV: a single file, or a directory of parts (a path that ends in `/` or has no suffix).
 
-        A file is seen once it is complete: a single one when the input has ended, which needs bounded input; a part when
-        `roll` is over (a duration such as "15m", or a size such as "128MB"; by default 128 MB or the end, on endless
-        input also 15 minutes) and its epoch is committed. With a store each row is in exactly one of them, restarts
-        included; without one, a bounded run shows all of its files at its end, or none.
+        A file is seen once it is complete: a single one when the input has ended, which needs bounded input; a part
+        when `roll` is over (a duration such as "15m", or a size such as "128MB"; by default 128 MB or the end, on
+        endless input also 15 minutes) and its epoch is committed. With a store each row is in exactly one of them,
+        restarts included; without one, a bounded run shows all of its files at its end, or none.
 
         `mode` says what may be there before: nothing ("error"), parts that stay ("append"), what this pipeline wrote
-        earlier, which goes when the new files are there ("replace"), likewise but only in the directories that get
-        new files ("replace_partitions"). `partition_by` makes a directory for each value: `country=DE/`.
+        earlier, which goes when the new files are there ("replace"), or that only in the directories that get new
+        files ("replace_partitions"). `partition_by` makes a directory for each value: `country=DE/`.
 
         Nulls are empty, an empty text is `""`, times are ISO 8601 (instants in UTC), durations too (`PT1.5S`).
 

@@ -303,7 +303,8 @@ class SqliteSink(StagedSink):
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
             if not self._disk.shares_memory:
                 list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
-            list(connection.execute("PRAGMA synchronous = FULL; PRAGMA schema_version"))
+            # EXTRA: with FULL a power cut may bring a journal back that was deleted, and with it undo the commit.
+            list(connection.execute("PRAGMA synchronous = EXTRA; PRAGMA schema_version"))
         except BaseException:
             connection.close()
             raise
@@ -318,6 +319,8 @@ class SqliteSink(StagedSink):
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
+                if not self._is_there:
+                    self._disk.sync_dir(os.path.dirname(self._path))
                 self._is_there = True
             finally:
                 if connection.in_transaction:
