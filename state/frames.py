@@ -168,7 +168,8 @@ class FrameFiles:
 
     def _not_written(self, owner: str, error: OSError) -> StoreError:
         return StoreError(
-            f"rows of {owner} could not be written below {self._directory} ({error.strerror}); nothing of them was kept",
+            f"rows of {owner} could not be written below {self._directory} ({error.strerror}); nothing of them was "
+            "kept",
             code="DF0609",
             help="make room on the disk; then run again: it goes on from the last commit",
         )

@@ -292,7 +292,7 @@ class FileSink:
         """Nothing to open: a part lasts for as many epochs as it takes."""
 
     def write(self, batch: pa.RecordBatch) -> None:
-        assert self._finished is None, "rows came after the end"
+        self._finished = None  # rows after the end: the pipeline begins again, behind what is there
         self.target.format.check_rows(batch, self.target.path)
         self._limit.check(batch)
         if self._oldest_at is None and batch.num_rows:
