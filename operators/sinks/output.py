@@ -96,7 +96,7 @@ def hash_of(disk: Disk, path: FilePath) -> int:
 
 
 class Spool:
-    """Rows of a run without a store that wait until they can be written where they belong; a SinkStaging.
+    """Rows of a run without a store that wait until they can be written where they belong.
 
     Few stay in memory; more go into a file at `path`, which is gone with the run. Without a path all stay in memory.
     """

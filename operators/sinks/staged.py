@@ -8,13 +8,13 @@ remembers the old ones must not take the new rows for those that it has. So each
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dataflow.operators.base import SinkContext, SinkStaging
+from dataflow.operators.base import SinkContext
 
 STAGED_BYTES_MAX = 4 << 20
 """Rows in memory before they are staged: each time makes a frame, and a frame for a few rows is mostly overhead."""
@@ -34,10 +34,20 @@ class StagedEpoch:
         return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]))
 
 
+class Waiting(Protocol):
+    """Rows that wait for a commit: in the run's store (`SinkStaging`), or in a `Spool` where there is none."""
+
+    @property
+    def rows(self) -> int: ...
+    def keep(self, batches: Sequence[pa.RecordBatch]) -> None: ...
+    def batches(self) -> Iterable[pa.RecordBatch]: ...
+    def drop(self) -> None: ...
+
+
 class StagedSink:
     """Keeps the rows of an epoch until its commit; subclasses say in `apply` where they go. Its handles are JSON."""
 
-    def __init__(self, context: SinkContext, staging: SinkStaging) -> None:
+    def __init__(self, context: SinkContext, staging: Waiting) -> None:
         self.context, self.staging = context, staging
         self.has_store = context.staging is not None
         self._history = f"{context.system.chance.getrandbits(64):016x}"

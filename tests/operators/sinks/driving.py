@@ -7,6 +7,7 @@ is one process: it goes on from there, and dies before the step whose number it 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ import pyarrow as pa
 
 from dataflow.operators.base import Sink, SinkContext
 from dataflow.state.frames import Frame, FrameFiles, Staging
-from dataflow.system import SimulatedSystem
-from dataflow.system.simulated import SimulatedFile
+from dataflow.system import Content, FilePath, SimulatedSystem
+from dataflow.system.simulated import SimulatedDisk, SimulatedFile
 
 HOME = "/home/me"
 SCHEMA = pa.schema({"n": pa.int64(), "word": pa.string()})
@@ -32,12 +33,88 @@ def rows(*numbers: int) -> pa.RecordBatch:
     return pa.record_batch({"n": pa.array(numbers, pa.int64()), "word": pa.array(words, pa.string())}, schema=SCHEMA)
 
 
+class DyingDisk(SimulatedDisk):
+    """A disk whose process dies before the change with that number, and does nothing any more after it."""
+
+    dies_at: int | None = None
+    changes = 0
+
+    def count(self) -> None:
+        if self.dies_at is not None and self.changes >= self.dies_at:
+            raise Death
+        self.changes += 1
+
+    def file(self, path: FilePath, *, make: bool = False) -> SimulatedFile:
+        if make and not self.exists(path) and self.is_dir(os.path.dirname(os.path.abspath(path))):
+            self.count()
+            self._entries[os.path.abspath(path)] = DyingFile(self)
+        return super().file(path, make=make)
+
+    def rename(self, old: FilePath, new: FilePath) -> None:
+        self.count()
+        super().rename(old, new)
+
+    def remove(self, path: FilePath) -> None:
+        self.count()
+        super().remove(path)
+
+    def make_dirs(self, path: FilePath, *, mode: int = 0o777) -> None:
+        self.count()
+        super().make_dirs(path, mode=mode)
+
+    def sync_dir(self, path: FilePath) -> None:
+        self.count()
+        super().sync_dir(path)
+
+
+class DyingFile(SimulatedFile):
+    """A file of such a disk."""
+
+    def __init__(self, disk: DyingDisk) -> None:
+        super().__init__()
+        self._disk = disk
+
+    def write(self, data: Content, position: int) -> None:
+        self._disk.count()
+        super().write(data, position)
+
+    def truncate(self, size: int) -> None:
+        self._disk.count()
+        super().truncate(size)
+
+    def sync(self) -> None:
+        self._disk.count()
+        super().sync()
+
+
+def dying(system: SimulatedSystem, dies_at: int | None) -> SimulatedSystem:
+    """The machine, with a disk that dies."""
+    made = kill(system)
+    disk = DyingDisk(made)
+    copies = {id(file): _dying_copy(file, disk) for file in _files(made.disk)}
+    disk._entries = {path: file and copies[id(file)] for path, file in made.disk._entries.items()}
+    disk._durable = {path: file and copies[id(file)] for path, file in made.disk._durable.items()}
+    disk.dies_at = dies_at
+    made.disk = disk
+    return made
+
+
+def _dying_copy(file: SimulatedFile, disk: DyingDisk) -> SimulatedFile:
+    made = DyingFile(disk)
+    made.content, made.durable = bytearray(file.content), file.durable
+    return made
+
+
+def _files(disk: SimulatedDisk) -> list[SimulatedFile]:
+    return [one for one in (*disk._entries.values(), *disk._durable.values()) if one is not None]
+
+
 def kill(system: SimulatedSystem, *, power: bool = False) -> SimulatedSystem:
     """The machine after the process that used it has died, or the power has. What it still had open is out of reach."""
     made = SimulatedSystem(system.chance.getrandbits(32))
     made.clock.advance(system.clock.monotonic())
     old, new = system.disk, made.disk
-    files = {id(one): _copy(one) for one in (*old._entries.values(), *old._durable.values()) if one is not None}
+    files = {id(one): _copy(one) for one in _files(old)}
     new._entries = {path: file and files[id(file)] for path, file in old._entries.items()}
     new._durable = {path: file and files[id(file)] for path, file in old._durable.items()}
     if power:
