@@ -39,8 +39,12 @@ class DyingDisk(SimulatedDisk):
     dies_at: int | None = None
     changes = 0
 
+    @property
+    def is_dead(self) -> bool:
+        return self.dies_at is not None and self.changes >= self.dies_at
+
     def count(self) -> None:
-        if self.dies_at is not None and self.changes >= self.dies_at:
+        if self.is_dead:
             raise Death
         self.changes += 1
 

@@ -15,6 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
+from dataflow.errors import DataflowError
 from dataflow.operators.base import Sink, SinkContext
 from dataflow.operators.sinks.callback import CallbackSink
 from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
@@ -113,9 +114,10 @@ def callback() -> Target:
 def topic() -> Target:
     def seen(system: SimulatedSystem) -> Rows:
         with Store(f"{HOME}/other", system=system) as store:
-            if not store.exists or not store.topics():
+            try:
+                return store.read("t").to_pylist()  # type: ignore[no-any-return]
+            except DataflowError:  # not made yet
                 return []
-            return store.read("t").to_pylist()  # type: ignore[no-any-return]
 
     return Target(lambda context: topic_sink("t", context, f"{HOME}/other"), seen)
 
@@ -170,7 +172,9 @@ class Case:
         """Live until that step; false when there is no such step."""
         try:
             self.pipeline.life(at)
-        except Death:
+        except (Death, Exception) as error:  # SQLite makes an error of its own of a death in its calls
+            if not isinstance(error, Death) and not getattr(self.pipeline.system.disk, "is_dead", False):
+                raise
             self.pipeline.system = kill(self.pipeline.system, power=power)
             return True
         return False
@@ -211,6 +215,7 @@ def test_a_death_in_the_life_after_a_death_changes_nothing(name: str) -> None:
 
 
 @EVERY_TARGET
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # SQLite closes what is dead
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
 def test_a_death_at_any_change_of_the_disk_loses_nothing_and_repeats_nothing(name: str, power: bool) -> None:
     change = 0
