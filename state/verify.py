@@ -56,6 +56,8 @@ SEGMENT_NAME = re.compile(r"([0-9]{20})-(0|[1-9][0-9]*)\.arrow")
 FRAMES_NAME = re.compile(r"(0|[1-9][0-9]*)\.state")
 STORE_ID = re.compile(r"[0-9a-f]{32}")
 UNSIGNED_64 = 2**64
+ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, NotImplementedError, MemoryError)
+"""What pyarrow raises for bytes that it cannot make sense of."""
 
 Taker: TypeAlias = Callable[[int, pa.RecordBatch], None]
 """Gets the partition and a batch that was found to be what was written."""
@@ -635,18 +637,19 @@ def _schema(content: bytes, length: int) -> pa.Schema:
         raise Unreadable("these bytes are not one schema message")
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(content))
-    except (pa.ArrowException, ValueError, KeyError, MemoryError) as error:
+        encoded = [column.name for column in schema if _has_dictionary(column)]
+    except ARROW_ERRORS as error:
         raise Unreadable(f"Arrow cannot read the schema: {error}") from None
-    for column in schema:
-        if _has_dictionary(column.type):
-            raise Unreadable(f"column {column.name!r} is dictionary-encoded")
+    if encoded:
+        raise Unreadable(f"columns are dictionary-encoded: {', '.join(encoded)}")
     return schema
 
 
-def _has_dictionary(type: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type):
-        return True
-    return any(_has_dictionary(type.field(number).type) for number in range(type.num_fields))
+def _has_dictionary(column: pa.Field) -> bool:
+    type = column.type
+    _ = column.name, getattr(type, "tz", None)  # what is no UTF-8 shows itself here, as a ValueError
+    inner = [_has_dictionary(type.field(number)) for number in range(type.num_fields)]
+    return pa.types.is_dictionary(type) or any(inner)
 
 
 def _decoded(content: bytes, schema: pa.Schema | None, rows: int) -> pa.RecordBatch | None:
@@ -663,7 +666,7 @@ def _decoded(content: bytes, schema: pa.Schema | None, rows: int) -> pa.RecordBa
     try:
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(content)), schema)
         batch.validate(full=True)
-    except (pa.ArrowException, ValueError, KeyError, MemoryError) as error:
+    except ARROW_ERRORS as error:
         raise Unreadable(f"does not decode: {error}") from None
     for column, values in zip(schema, batch.columns, strict=True):
         if not column.nullable and values.null_count:
@@ -686,7 +689,7 @@ def _check_frame(content: bytes) -> None:
             whole = pa.py_buffer(content[position : position + message.length])
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(whole), schema)
             batch.validate(full=True)
-        except (pa.ArrowException, ValueError, KeyError, MemoryError) as error:
+        except ARROW_ERRORS as error:
             raise Unreadable(f"does not decode: {error}") from None
         position += message.length
     if content[position:] != b"\xff\xff\xff\xff\0\0\0\0":

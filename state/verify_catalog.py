@@ -105,8 +105,8 @@ UNIQUE: dict[str, list[tuple[str, ...]]] = {
 NULLABLE = {("commits", "pipeline"), ("commits", "epoch")}
 
 Signature: TypeAlias = tuple[object, ...]
-Value: TypeAlias = None | int | float | str | bytes
-Row: TypeAlias = tuple[Value, ...]
+Value: TypeAlias = int | float | str | bytes | None
+Row: TypeAlias = tuple[object, ...]
 
 
 class CatalogBroken(Exception):
@@ -142,7 +142,7 @@ class Snapshot:
         except (apsw.Error, UnicodeDecodeError, MemoryError) as error:
             raise CatalogBroken(f"SQLite cannot read it: {error or type(error).__name__}") from None
 
-    def value(self, sql: str, values: tuple[Value, ...] = ()) -> Value:
+    def value(self, sql: str, values: tuple[Value, ...] = ()) -> object:
         """The first column of the first row, or None."""
         return next((row[0] for row in self.query(sql, values)), None)
 

@@ -69,7 +69,7 @@ class Handmade:
 
     path: Path
     rows: dict[tuple[str, int], int] = field(default_factory=dict)
-    bytes: dict[tuple[str, int], int] = field(default_factory=dict)
+    sizes: dict[tuple[str, int], int] = field(default_factory=dict)
     schemas: dict[str, list[pa.Schema]] = field(default_factory=dict)
     open: dict[tuple[str, int], Segment] = field(default_factory=dict)
     segments: int = 0
@@ -106,13 +106,13 @@ class Handmade:
                 entries += struct.pack("<5Q", *place)
                 segment.position += len(message)
                 self.rows[key] = self.rows.get(key, 0) + batch.num_rows
-                self.bytes[key] = self.bytes.get(key, 0) + len(message)
+                self.sizes[key] = self.sizes.get(key, 0) + len(message)
         values = (topic_id, partition, first, self.commits + 1, self.rows[key] - first, entries)
         self._later("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", *values)
         self._later(
             "UPDATE segments SET published_bytes = ? WHERE segment_id = ?", segment.position, segment.segment_id
         )
-        totals = (topic_id, partition, self.rows[key], self.bytes[key])
+        totals = (topic_id, partition, self.rows[key], self.sizes[key])
         self._later("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?)", *totals)
 
     def checkpoint(
