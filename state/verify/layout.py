@@ -3,7 +3,7 @@
 None of this is damage: readers go by the catalog alone, and what a writer left unpublished is cut or removed by the
 next one. What the format does not know, or what others than the owner may read, is told as a warning.
 
-Part of the verifier: imports nothing of the store (see verify.py).
+Part of the verifier: imports nothing of the store (see __init__.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from dataflow.state.verify_files import Entry, Finding, StoreFiles, Unreadable
+from dataflow.state.verify.files import Entry, Finding, StoreFiles, Unreadable
 
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
 LOCK_BYTES_MAX = 64 << 10

@@ -2,10 +2,10 @@
 
 A length from the catalog, a file that is a symlink, a pipe or a directory, a message that claims to be longer than what
 holds it: each is the answer "cannot be read, because …" and never an exception of Python or a signal. So every path is
-walked from the store's directory without following links, nothing is allocated by a length that was not held against
-the file's size, and Arrow sees a message only after its frame was found sound.
+walked from the store's directory without following links, and nothing is allocated by a length that was not
+held against the file's size.
 
-Part of the verifier: imports nothing of the store (see verify.py).
+Part of the verifier: imports nothing of the store (see __init__.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,8 @@ WHOLE_BYTES_MAX = 64 << 20
 """Longer stretches are hashed piece by piece before memory is taken for the whole."""
 ENTRIES_MAX = 1_000_000
 """Of one directory; a store with more in one is not checked further there."""
+UNSIGNED_64 = 2**64
+"""Added to what SQLite keeps as a signed number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,19 @@ class Finding:
     partition: int | None = None
     offset: int | None = None
     epoch: int | None = None
+
+
+@dataclass
+class Findings:
+    """What was found so far."""
+
+    found: list[Finding] = field(default_factory=list)
+
+    def damage(self, file: str, what: str, **where: int | str | None) -> None:
+        self.found.append(Finding(kind="damage", file=file, what=what, **where))  # type: ignore[arg-type] # few keys
+
+    def warn(self, file: str, what: str, **where: int | str | None) -> None:
+        self.found.append(Finding(kind="warning", file=file, what=what, **where))  # type: ignore[arg-type] # few keys
 
 
 class Unreadable(Exception):
@@ -215,69 +229,5 @@ def _reason(error: OSError | ValueError) -> str:
             return f"cannot be opened: {getattr(error, 'strerror', None) or error}"
 
 
-# ── the frame of an Arrow message ────────────────────────────────────────────────────────────────────────
-
-SCHEMA_MESSAGE, RECORD_BATCH_MESSAGE = 1, 3
-CODECS = ("LZ4", "ZSTD")
-_CONTINUATION = 0xFFFF_FFFF
-
-
-@dataclass(frozen=True)
-class MessageFrame:
-    """What an encapsulated message says of itself, read from its flatbuffer without Arrow."""
-
-    kind: int
-    length: int
-    """Of the whole: prefix, metadata, padding, body."""
-    rows: int = 0
-    codec: str | None = None
-    """How the buffers of a record batch are compressed."""
-
-
-def message_frame(content: bytes, position: int = 0) -> MessageFrame:
-    """The frame of the message that starts at a position; Unreadable when it is none, or does not fit in."""
-    try:
-        continuation, metadata_bytes = struct.unpack_from("<Ii", content, position)
-        if continuation != _CONTINUATION or metadata_bytes <= 0:
-            raise Unreadable("no Arrow message starts there")
-        start = position + 8
-        metadata = memoryview(content)[start : start + metadata_bytes]
-        if len(metadata) != metadata_bytes:
-            raise Unreadable("an Arrow message ends too early")
-        table = struct.unpack_from("<I", metadata, 0)[0]
-        kind = _number(metadata, _field(metadata, table, 1), "<B")
-        body_bytes = _number(metadata, _field(metadata, table, 3), "<q")
-        length = 8 + metadata_bytes + body_bytes
-        if body_bytes < 0 or position + length > len(content):
-            raise Unreadable("an Arrow message ends too early")
-        if kind != RECORD_BATCH_MESSAGE:
-            return MessageFrame(kind, length)
-        at = _field(metadata, table, 2)
-        batch = at + struct.unpack_from("<I", metadata, at)[0]
-        rows = _number(metadata, _field(metadata, batch, 0), "<q")
-        return MessageFrame(kind, length, rows, _codec(metadata, _field(metadata, batch, 3)))
-    except struct.error:
-        raise Unreadable("the metadata of an Arrow message reaches beyond it") from None
-
-
-def _field(buffer: memoryview, table: int, index: int) -> int:
-    """Position of a field of a flatbuffer's table; 0 when it is not there."""
-    vtable = table - struct.unpack_from("<i", buffer, table)[0]
-    if vtable < 0:
-        raise struct.error
-    if 4 + 2 * index >= struct.unpack_from("<H", buffer, vtable)[0]:
-        return 0
-    offset: int = struct.unpack_from("<H", buffer, vtable + 4 + 2 * index)[0]
-    return table + offset if offset else 0
-
-
-def _number(buffer: memoryview, position: int, format: str) -> int:
-    number: int = struct.unpack_from(format, buffer, position)[0] if position else 0
-    return number
-
-
-def _codec(buffer: memoryview, position: int) -> str | None:
-    if not position:
-        return None
-    number = _number(buffer, _field(buffer, position + struct.unpack_from("<I", buffer, position)[0], 0), "<b")
-    return CODECS[number] if 0 <= number < len(CODECS) else f"codec {number}"
+def short(values: list[int] | list[str]) -> str:
+    return ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "") if values else "none"

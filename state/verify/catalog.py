@@ -10,7 +10,7 @@ The hard part is what SQLite does not tell: it ends the log silently at the firs
 that is what a power cut leaves. A flipped bit there would take back commits that readers have seen. `wal_findings`
 tells the two apart where that is possible: a power cut spoils one transaction at most, the last one.
 
-Part of the verifier: imports nothing of the store (see verify.py).
+Part of the verifier: imports nothing of the store (see __init__.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TypeAlias
 
 import apsw
 
-from dataflow.state.verify_files import PIECE_BYTES, File, Finding, StoreFiles, Unreadable
+from dataflow.state.verify.files import PIECE_BYTES, File, Finding, StoreFiles, Unreadable
 
 CATALOG, WAL = "catalog.db", "catalog.db-wal"
 APPLICATION_ID = 0x4446_4C57
