@@ -6,7 +6,8 @@ pyarrow, xxhash and apsw.
 
 The hard part is to trust nothing. Every number of the catalog is held against another one or against a file before
 it is used; Arrow decodes a message only after its checksum agreed and its frame was found sound; and what is wrong
-becomes a `Finding`, whatever it is: `verify` raises nothing for a damaged store. A store may be written meanwhile: the
+becomes a `Finding`, whatever it is: `verify` raises nothing for a damaged store (only a StoreError where there is no
+room to copy the catalog to). A store may be written meanwhile: the
 catalog is looked at in a copy of one moment, published bytes never change, and only the frames of a checkpoint may be
 gone by the time they are read, which is why they come first and are tried again with a newer catalog.
 

@@ -28,6 +28,7 @@ from typing import TypeAlias
 
 import apsw
 
+from dataflow.errors import StoreError
 from dataflow.state.verify.files import PIECE_BYTES, File, Finding, StoreFiles, Unreadable
 
 CATALOG, WAL = "catalog.db", "catalog.db-wal"
@@ -277,15 +278,23 @@ def _signature(files: StoreFiles) -> Signature:
 
 
 def _copy(files: StoreFiles, name: str, folder: Path) -> None:
-    with files.file(name) as file, (folder / name).open("wb") as copy:
+    with files.file(name) as file:
         free = os.statvfs(folder)
         if file.size + FREE_BYTES_MIN > free.f_bavail * free.f_frsize:
-            raise Unreadable(
-                f"is too big ({file.size} bytes) for a copy in {folder.parent}; set TMPDIR to a larger disk"
-            )
-        for position in range(0, file.size, PIECE_BYTES):
-            length = min(PIECE_BYTES, file.size - position)
-            copy.write(file.read(position, length))
+            raise _no_room(name, f"{file.size} bytes", folder)
+        try:
+            with (folder / name).open("wb") as copy:
+                for position in range(0, file.size, PIECE_BYTES):
+                    copy.write(file.read(position, min(PIECE_BYTES, file.size - position)))
+        except OSError as error:
+            raise _no_room(name, error.strerror, folder) from None
+
+
+def _no_room(name: str, why: str, folder: Path) -> StoreError:
+    return StoreError(
+        f"{name} ({why}) cannot be copied to {folder.parent}, which is how it is checked; nothing was changed",
+        help="make room there, or set TMPDIR to a folder on a larger disk",
+    )
 
 
 # ── the write-ahead log (sqlite.org/fileformat2.html#walformat) ──────────────────────────────────────────

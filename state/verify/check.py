@@ -279,6 +279,9 @@ class _Check:
         for name, finished, checkpoint in snapshot.query("SELECT name, finished, checkpoint FROM pipelines"):
             assert isinstance(name, str) and isinstance(checkpoint, str)
             self.counted["pipelines"] += 1
+            lock = ("locks", f"pipeline-{quoted(name)}.lock")
+            if self.files.stat(*lock) is None:
+                self.found.warn("/".join(lock), "is missing; lock files are never removed")
             if finished not in (0, 1):
                 self.found.damage(CATALOG, f"pipelines.finished of {name!r} is {finished}")
             named = Counter(self._frames_of(name, checkpoint))

@@ -121,16 +121,18 @@ class PartitionCheck:
             elif end != segment.published_bytes:
                 what = f"the batches end at {end}, the published length is {segment.published_bytes}"
                 self._found.damage(self._path(segment), what, position=min(end, segment.published_bytes), **where)
-        self._look_for_strangers()
+        self._look_beside()
 
-    def _look_for_strangers(self) -> None:
-        """Segments that no recovery would take for a torn tail, since published rows lie where they claim to begin."""
+    def _look_beside(self) -> None:
+        """The lock, and segments that no recovery would take for a torn tail: published rows lie where they begin."""
         listed = {segment.file for segment in self._segments.values()}
         folder = ("topics", self._place.topic, str(self._place.partition))
         try:
             names = [entry.name for entry in self._files.entries(*folder) if entry.name not in listed]
         except Unreadable:
             return  # no segment could be opened either
+        if "writer.lock" not in names:
+            self._found.warn("/".join((*folder, "writer.lock")), "is missing; lock files are never removed")
         for name in names:
             named = SEGMENT_NAME.fullmatch(name)
             if named is not None and int(named[1]) < self._offset:
