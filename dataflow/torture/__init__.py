@@ -14,7 +14,10 @@ from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 __all__ = ["Budget", "Plan", "Result", "Row", "Tally", "all_rows", "row"]
 
 MODULES = {
+    1: "kills",
+    3: "crash_points",
     4: "crash_images",
+    6: "failed_syncs",
 }
 """The rows that there are, by their numbers."""
 

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dataflow.state.store import Store
 from dataflow.system import System
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally, scratch
-from dataflow.torture.images import Acks, Check, Image, Recording, Workload, images, record
+from dataflow.torture.images import Check, Image, Recording, Workload, images, record
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import QuickSystem, SeededDisk
-from dataflow.torture.truth import Marks, judge_and_go_on
-from dataflow.torture.workload import STORE, log_workload, noting
+from dataflow.torture.workload import log_and_check
 
 Trial = Callable[[Tally], None]
 
@@ -66,23 +64,3 @@ def _try_image(image: Image, recording: Recording, check: Check, root: Path, tal
     where = f"power cut after change {image.moment} of {len(recording.operations)}, {image.what}"
     check(root, recording.acks.until(image.moment), tally, where)
     shutil.rmtree(root)
-
-
-def log_and_check(seed: int) -> tuple[Workload, Check]:
-    """The workload of the log, and what must hold after it was cut off."""
-    checking = QuickSystem(seed)
-
-    def workload(system: System, root: Path, acks: Acks) -> None:
-        log_workload(system, root, seed, noting(acks))
-
-    def check(root: Path, notes: list[object], tally: Tally, where: str) -> None:
-        marks = Marks(notes)  # type: ignore[arg-type]
-        try:
-            store = Store(root / STORE, checking)
-        except Exception as error:
-            tally.find("lost" if any(marks.acked.values()) else "wrong", f"{where}: cannot be opened: {error}")
-            return
-        with store:
-            judge_and_go_on(store, seed, marks, tally, where)
-
-    return workload, check

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataflow.system import Clock, RealSystem
 
-FINDINGS_MAX = 20
+FINDINGS_MAX = 60
 """Told in full; all are counted."""
 BOUND_TRIALS = 3.0
 """No failure in N trials bounds the rate at about 3/N, with 95 % confidence."""

@@ -101,7 +101,7 @@ class Refusal:
             "truncate": apsw.SQLITE_IOERR_TRUNCATE,
             "remove": apsw.SQLITE_IOERR_DELETE,
         }
-        error.extendedresult = codes.get(kind, error.extendedresult or apsw.SQLITE_IOERR)
+        error.extendedresult = codes.get(kind, apsw.SQLITE_CANTOPEN)
         return error
 
 

@@ -110,6 +110,10 @@ class Author:
     def roll_back(self, commit: int) -> None:
         """Write what belongs to a commit, and take it back."""
         self.prepare(commit)
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Take back what was written and is not published."""
         for writer in self._writers.values():
             writer.rollback()
 
