@@ -18,6 +18,9 @@ MODULES = {
     3: "crash_points",
     4: "crash_images",
     6: "failed_syncs",
+    7: "full_disk",
+    8: "bit_flips",
+    13: "one_writer",
 }
 """The rows that there are, by their numbers."""
 

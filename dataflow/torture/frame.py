@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dataflow.system import Clock, RealSystem
 
-FINDINGS_MAX = 60
-"""Told in full; all are counted."""
+FINDINGS_MAX, FINDINGS_PER_GROUP_MAX = 20, 2
+"""Told in full, of those that are alike; all are counted."""
 BOUND_TRIALS = 3.0
 """No failure in N trials bounds the rate at about 3/N, with 95 % confidence."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -46,28 +46,36 @@ class Tally:
     hung: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     """What a row counts besides, by its name."""
-    findings: list[str] = field(default_factory=list)
+    limits: int = 0
+    """Damages that the format is known not to notice: measured and told, and no promise is made."""
+    findings: list[tuple[str, str]] = field(default_factory=list)
+    """What was found, each with the group of its likes."""
 
     @property
     def damage(self) -> int:
         return sum(getattr(self, name) for name in DAMAGES)
 
-    def find(self, kind: str, what: str, count: int = 1) -> None:
-        """Count a damage and say what it was."""
-        assert kind in DAMAGES, kind
+    def find(self, kind: str, what: str, count: int = 1, *, group: str | None = None) -> None:
+        """Count a damage and say what it was; few of one group are told."""
+        assert kind in (*DAMAGES, "limits"), kind
         setattr(self, kind, getattr(self, kind) + count)
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(f"{kind.replace('_', ' ')}: {what}")
+        self._tell(group or kind, f"{kind.replace('_', ' ')}: {what}")
+
+    def _tell(self, group: str, text: str) -> None:
+        alike = sum(other == group for other, _ in self.findings)
+        if alike < FINDINGS_PER_GROUP_MAX and len(self.findings) < FINDINGS_MAX:
+            self.findings.append((group, text))
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
     def add(self, other: Tally) -> None:
-        for name in ("trials", "faults", *DAMAGES):
+        for name in ("trials", "faults", "limits", *DAMAGES):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, count in other.counts.items():
             self.count(name, count)
-        self.findings = (self.findings + other.findings)[:FINDINGS_MAX]
+        for group, text in other.findings:
+            self._tell(group, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +132,9 @@ class Result:
     def status(self) -> str:
         if self.skipped is not None:
             return "SKIPPED"
-        return "BAD" if self.is_bad else "ok"
+        if self.is_bad:
+            return "BAD"
+        return "LIMIT" if self.tally.limits else "ok"
 
     @property
     def bound(self) -> float | None:
@@ -139,6 +149,8 @@ class Result:
             return f"{head}  {self.promise}: not proven, {self.skipped}"
         tally = self.tally
         damages = ", ".join(f"{getattr(tally, name)} {name.replace('_', ' ')}" for name in DAMAGES)
+        if tally.limits:
+            damages += f", {tally.limits} beyond what the format can notice"
         bound = "" if self.bound is None else f", below {self.bound:.2%} (3/N)"
         return (
             f"{head}  {self.promise}: {tally.trials:,} trials, {tally.faults:,} faults fired, {damages}{bound}, "
@@ -150,7 +162,7 @@ class Result:
         counts = [f"{name}: {count:,}" for name, count in sorted(self.tally.counts.items())]
         skipped = [f"SKIPPED, not proven: {part}" for part in self.skipped_parts]
         vacuous = ["no fault fired: this proves nothing"] if self.is_bad and not self.tally.faults else []
-        return [*counts, *self.notes, *skipped, *vacuous, *self.tally.findings]
+        return [*counts, *self.notes, *skipped, *vacuous, *(text for _, text in self.tally.findings)]
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "status": self.status, "bound": self.bound}

@@ -159,7 +159,7 @@ def judge(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> di
         tally.find("lost", f"{where}: cannot be read: {error.message}")
         return None
     except Exception as error:  # noqa: BLE001 (anything without a code is a finding)
-        tally.find("wrong", f"{where}: reading failed without a code: {error!r}")
+        tally.find("wrong", f"{where}: reading failed without a code: {error!r}", group="reading")
         return None
     durable = {lane: max((row[0] for name in LANES[lane] for row in found[name]), default=0) for lane in LANES}
     for lane, topics in LANES.items():

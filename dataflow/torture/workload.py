@@ -154,6 +154,6 @@ class StubbornRun:
             self.errors.append(error)
             self._tally.count("errors told")
             if not isinstance(error, DataflowError):
-                self._tally.find("wrong", f"{self._where}: an error without a code: {error!r}")
+                self._tally.find("wrong", f"{self._where}: an error without a code: {error!r}", group=repr(error))
             return error
         return None
