@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def points_of(seed: int, folder: Path) -> list[Point]:
     kinds = [(kind, size) for part in said for kind, size in part]
     points = [Point(number, kind, False) for number, (kind, _) in enumerate(kinds)]
     halves = [Point(number, kind, True) for number, (kind, size) in enumerate(kinds) if kind == "write" and size > 1]
-    return sorted([*points, *halves], key=lambda point: (point.number, point.is_half))
+    points += halves
+    random.Random(seed).shuffle(points)  # so that a run that ends early has seen all parts of the work
+    return points
 
 
 def _work_and_count(root: Path, seed: int, channel: Channel) -> None:

@@ -66,6 +66,10 @@ class Tally:
         if alike < FINDINGS_PER_GROUP_MAX and len(self.findings) < FINDINGS_MAX:
             self.findings.append((group, text))
 
+    def says(self, what: str | None) -> bool:
+        """Whether something was found that says this."""
+        return what is not None and any(what in text for _, text in self.findings)
+
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
@@ -91,8 +95,8 @@ class Plan:
     """The bug to plant in every process that does the work."""
     lanes: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Processes side by side."""
-    stop_at_first: bool = False
-    """End with the first damage: how many cycles until it is found?"""
+    stop_at: str | None = None
+    """End with the first finding that says this: how many cycles does it take?"""
 
 
 class Budget:

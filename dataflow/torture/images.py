@@ -38,6 +38,8 @@ SECTOR_BYTES = 512
 SINGLED_OUT_MAX = 10
 """Of the latest changes that are not durable, each is once the only one missing and once the only one there."""
 MIXTURES_PER_MOMENT = 4
+PASSES = 8
+"""The moments are visited in so many rounds, so that a run that ends early has seen all parts of the recording."""
 WAL_SUFFIXES = ("-wal", "-journal")
 """SQLite's own files. The first sync of a new one syncs its directory too, inside of SQLite's VFS, unseen here."""
 
@@ -131,6 +133,8 @@ Names = dict[str, "Inode | None"]
 class Moment:
     """The disk as programs see it, and as it is durable."""
 
+    root: str
+    """What was there, durable and empty, when the recording began."""
     names: Names = field(default_factory=dict)
     durable_names: Names = field(default_factory=dict)
     pending_names: list[tuple[Operation, Inode | None]] = field(default_factory=list)
@@ -148,12 +152,21 @@ class Moment:
                 inode = self._inode(path)
                 inode.durable = inode.content([None] * len(inode.pending))
                 inode.pending = []
-                if path.endswith(WAL_SUFFIXES) and path not in self.durable_names:
+                if path.endswith(WAL_SUFFIXES) and self.durable_names.get(path) is not inode:
                     self._sync_dir(os.path.dirname(path))
             case SyncDir(path):
                 self._sync_dir(path)
-            case Remove() | Rename() | MakeDir():
+            case MakeDir(path):
+                for missing in self._missing(path):
+                    self._rename((MakeDir(missing), None))
+            case Remove() | Rename():
                 self._rename((operation, None))
+
+    def _missing(self, path: str) -> list[str]:
+        """The directory and those above it that are not there, the highest first."""
+        if path == self.root or path in self.names:
+            return []
+        return [*self._missing(os.path.dirname(path)), path]
 
     def _inode(self, path: str) -> Inode:
         inode = self.names[path]
@@ -228,17 +241,22 @@ Choice = tuple[str, dict[int, Part]]
 
 def images(recording: Recording, seed: int, mixtures: int = MIXTURES_PER_MOMENT) -> Iterator[tuple[Image, int]]:
     """The distinct legal disks of a recording with their digests, from its first moment to its last."""
-    chance, seen, moment = random.Random(seed), set[tuple[int, int]](), Moment()
-    for number in range(len(recording.operations) + 1):
-        if number:
-            moment.apply(recording.operations[number - 1])
-        noted = len(recording.acks.until(number))
-        for what, missing in _choices(moment, chance, mixtures):
-            image = _image(moment, number, what, missing)
-            digest = image.digest()
-            if (digest, noted) not in seen:
-                seen.add((digest, noted))
-                yield image, digest
+    chance, seen = random.Random(seed), set[tuple[int, int]]()
+    passes = list(range(PASSES))
+    chance.shuffle(passes)
+    for one in passes:
+        moment = Moment(str(recording.root))
+        for number in range(len(recording.operations) + 1):
+            if number:
+                moment.apply(recording.operations[number - 1])
+            if number % PASSES == one:
+                noted = len(recording.acks.until(number))
+                for what, missing in _choices(moment, chance, mixtures):
+                    image = _image(moment, number, what, missing)
+                    digest = image.digest()
+                    if (digest, noted) not in seen:
+                        seen.add((digest, noted))
+                        yield image, digest
 
 
 def _choices(moment: Moment, chance: random.Random, mixtures: int) -> Iterator[Choice]:
@@ -313,19 +331,14 @@ def _image(moment: Moment, number: int, what: str, missing: dict[int, Part]) -> 
         if position not in missing:
             rename(names, change)
     contents = {}
-    reachable = {path: inode for path, inode in names.items() if _is_reachable(path, names, moment)}
+    reachable = {path: inode for path, inode in names.items() if _is_reachable(path, names, moment.root)}
     for path, inode in reachable.items():
         if inode is not None:
             contents[path] = inode.content(parts_of.get(id(inode), [])) if inode.pending else inode.durable
     return Image(number, what, reachable, contents)
 
 
-def _is_reachable(path: str, names: Names, moment: Moment) -> bool:
-    """Whether all directories above it that were made in the recording are there."""
+def _is_reachable(path: str, names: Names, root: str) -> bool:
+    """Whether all directories above it are there."""
     parent = os.path.dirname(path)
-    while parent != os.path.dirname(parent):
-        was_made = parent in moment.names or any(parent in _paths(change) for change, _ in moment.pending_names)
-        if was_made and names.get(parent, ...) is not None:
-            return False
-        parent = os.path.dirname(parent)
-    return True
+    return path == root or parent == root or (names.get(parent, ...) is None and _is_reachable(parent, names, root))

@@ -88,6 +88,8 @@ def _await(victim: Victim, chance: random.Random) -> list[tuple[str, str, int]]:
         if message is None:
             break
         notes.append(message)
+        if message[0] == "failed":
+            break
     RealSystem().scheduler.sleep(chance.random() * (SECONDS_MAX if notes_max else SECONDS_AT_START_MAX))
     return notes
 

@@ -23,6 +23,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+from dataflow.system import RealSystem
 from dataflow.torture.frame import Budget, Plan, Tally
 
 MESSAGE_BYTES_MAX = 1 << 17
@@ -200,16 +201,14 @@ def _fork_for(requests: socket.socket, request: dict[str, Any], descriptor: int)
 class Reporter:
     """How a process tells the driver of its trials: each before it begins, what was found when it has ended."""
 
-    def __init__(self, channel: Channel, budget_trials: int, deadline: float | None, *, stop_at_first: bool) -> None:
-        from dataflow.system import RealSystem
-
-        self._channel, self._trials, self._deadline = channel, budget_trials, deadline
-        self._stop_at_first, self._clock = stop_at_first, RealSystem().clock
-        self._is_bad = False
+    def __init__(self, channel: Channel, trials: int, deadline: float | None, stop_at: str | None) -> None:
+        self._channel, self._trials, self._deadline, self._stop_at = channel, trials, deadline, stop_at
+        self._clock = RealSystem().clock
+        self._has_stopped = False
 
     def goes_on(self, done: int) -> bool:
         """Whether there is another trial for this process, after so many."""
-        if self._stop_at_first and self._is_bad:
+        if self._has_stopped:
             return False
         return self._clock.monotonic() < self._deadline if self._deadline is not None else done < self._trials
 
@@ -219,7 +218,7 @@ class Reporter:
         self._channel.send({"begins": number})
         tally = Tally(trials=1)
         yield tally
-        self._is_bad = self._is_bad or tally.damage > 0
+        self._has_stopped = self._has_stopped or tally.says(self._stop_at)
         self._channel.send({"tally": vars(tally)})
 
 
@@ -248,7 +247,7 @@ class _Lane:
             "mutant": plan.mutant,
             "trials": -(-budget.trials // plan.lanes),
             "deadline": budget.deadline,
-            "stop_at_first": plan.stop_at_first,
+            "stop_at": plan.stop_at,
         }
         self._keywords = {"lane": number, "lanes": plan.lanes, "seed": plan.seed, **arguments}
         self._trial = -1
@@ -277,7 +276,7 @@ class _Lane:
         else:
             self._tally.find("wrong", f"{where}: the rig itself failed (its traceback is on stderr)")
         # Without a trial begun, or with a bug of our own, the next process would fail in the same way.
-        return code > 0 or self._trial < first or self._plan.stop_at_first
+        return code > 0 or self._trial < first or self._plan.stop_at is not None
 
     def _listen(self, channel: Channel) -> str:
         while True:
@@ -299,14 +298,14 @@ def lane(
     mutant: str | None,
     trials: int,
     deadline: float | None,
-    stop_at_first: bool,
+    stop_at: str | None,
     keywords: dict[str, Any],
 ) -> None:
     """What one process of `run_lanes` does."""
     from dataflow.torture.mutants import planted
 
     module, _, name = function.partition(":")
-    reporter = Reporter(channel, trials, deadline, stop_at_first=stop_at_first)
+    reporter = Reporter(channel, trials, deadline, stop_at)
     with planted(mutant):
         getattr(import_module(module), name)(reporter, **keywords)
     channel.send({"ended": True})
