@@ -2,7 +2,7 @@
 
 `run` makes the plan, builds a job and drives its epochs in the calling thread, so that a signal finds a thread
 that only waits. The first SIGTERM or Ctrl-C commits what is in flight and returns; the second one is the
-system's own again.
+system's own again. In a store a run goes on where the last one left off, and after a failure as often as it is allowed.
 """
 
 from __future__ import annotations
@@ -11,26 +11,34 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataflow.errors import PlanError, RunError, caller_origin
+from dataflow.errors import DataflowError, PlanError, ProgramError, RunError, caller_origin
 from dataflow.event_time import duration_us
-from dataflow.graph.nodes import Node, graph_hash
-from dataflow.operators.base import SinkSpec
-from dataflow.runtime.ledger import UnreadRows
+from dataflow.graph.nodes import Node, graph_hash, in_order, state_hash
+from dataflow.operators.base import SinkSpec, SourceSpec
+from dataflow.runtime.unread import UnreadRows, topic_of
 from dataflow.system import RealSystem, System
 
 if TYPE_CHECKING:
     from dataflow.api import Duration, Stream, StreamSink
+    from dataflow.plan import Plan
+    from dataflow.runtime.commit import Program, StoreCommitter
+    from dataflow.runtime.coordinator import Coordinator, EpochCosts
+    from dataflow.runtime.epoch import Resume
+    from dataflow.runtime.job import Job
+    from dataflow.state.records import PipelineState
     from dataflow.state.store import Store
 
 WORKERS_MAX = 128
 """There are 128 key groups: more workers would have none."""
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 1.0, 60.0
+"""Before a run begins again after a failure: the first time, and at most; each time twice as long."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class RunResult:
 
     `ledger` counts rows by step; `unread` are late and error rows that no step reads, by step. `stopped` is the
     signal's name when the run was stopped before its input had ended, and `bounded` tells whether the input has
-    an end at all.
+    an end at all. `costs` is what the epochs took, in seconds; `restarts` how often the run began again.
     """
 
     pipeline: str
@@ -52,6 +60,8 @@ class RunResult:
     stopped: str | None = None
     bounded: bool = True
     already_finished: bool = False
+    costs: EpochCosts | None = field(repr=False, default=None)
+    restarts: int = 0
 
 
 class Pipeline:
@@ -106,19 +116,43 @@ class Pipeline:
         store: Store | str | PathLike[str] | None = None,
         workers: int | None = None,
         checkpoint_interval: Duration = "1s",
+        until: str | None = None,
+        restarts: int = 0,
+        restart: bool = False,
         system: System | None = None,
     ) -> RunResult:
         """Run until the inputs end, or a signal or failure stops it; blocks.
 
-        With `store` (a directory or a `flow.Store`) results are committed there, once every `checkpoint_interval`.
-        `workers` are threads; by default one for each core. Raises RunError, with the user's line, when a step
-        fails; the last commit stands then.
+        With `store` (a directory or a `flow.Store`) results and progress are committed there together, once every
+        `checkpoint_interval`; a later run with the same store goes on where the last commit left it, also with another
+        number of `workers` (threads; by default one for each core).
+
+        `until="head"` reads what is there now, commits and returns with windows open: the next run goes on with what
+        has come since. After a failure the run begins again from the last commit up to `restarts` times, after 1, 2,
+        4 … 60 seconds. `restart=True` forgets what an earlier run has kept, and reads the inputs from their start: rows
+        that it wrote stay, and are written once more.
+
+        Raises RunError, with the user's line, when a step fails; the last commit stands then.
         """
         system = system or RealSystem()
         interval_seconds = duration_us(checkpoint_interval, "checkpoint_interval") / 1e6
         if interval_seconds <= 0:
             raise PlanError("checkpoint_interval must be longer than 0s", origin=caller_origin())
+        if until not in (None, "head"):
+            raise PlanError(
+                f"`until` is {until!r}", help='`until="head"` reads what is there now', origin=caller_origin()
+            )
+        if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 0:
+            raise PlanError(f"`restarts` is a number from 0 on, got {restarts!r}", origin=caller_origin())
+        if store is None and (restarts or restart):
+            raise PlanError(
+                f"`{'restarts' if restarts else 'restart'}` needs a store: without one nothing is kept to go on from",
+                code="DF0505",
+                help='say where: `.run(store="run/store", …)`',
+                origin=caller_origin(),
+            )
         run = _Run(self, system, _workers(workers, system), interval_seconds, store)
+        run.to_head, run.restarts, run.restart = until == "head", restarts, restart
         return run.go()
 
 
@@ -175,21 +209,62 @@ class _Run:
     ) -> None:
         self.pipeline, self.system, self.workers = pipeline, system, workers
         self.interval_seconds, self.given_store, self.reads_only = interval_seconds, store, reads_only
+        self.to_head = self.restart = False
+        self.restarts = 0
         self.enough: Callable[[], bool] = lambda: False
+        self.began = system.clock.monotonic()
 
     def go(self) -> RunResult:
+        self._require_store()
+        backoff_seconds = BACKOFF_SECONDS_MIN
+        for attempt in range(self.restarts + 1):
+            try:
+                return replace(self._attempt(), restarts=attempt)
+            except ProgramError:
+                raise
+            except DataflowError as error:
+                if attempt == self.restarts:
+                    raise
+                what = f"{error}\nbeginning again from the last commit in {backoff_seconds:g} s"
+                sys.stderr.write(f"{what} ({attempt + 1} of {self.restarts})\n")
+            self.restart = False
+            self.system.scheduler.sleep(backoff_seconds)
+            backoff_seconds = min(2 * backoff_seconds, BACKOFF_SECONDS_MAX)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempt(self) -> RunResult:
         from dataflow.plan import make_plan
         from dataflow.runtime.commit import StoreCommitter, open_store
 
-        began = self.system.clock.monotonic()
-        self._require_store()
         plan = make_plan(self.pipeline.nodes, self.workers)
         with open_store(self.given_store, self.system) as store:
-            committer = StoreCommitter(store, self.pipeline.name, self.pipeline.graph_hash(), self.reads_only)
-            with committer:
-                if committer.finished:
-                    return self._finished_before(began)
-                return self._drive(plan, store, committer, began)
+            kept_in = None if self.reads_only else store
+            with StoreCommitter(kept_in, self._program(), self.system) as committer:
+                before = None if self.restart and kept_in is not None else committer.before()
+                if before is not None and before.finished:
+                    return self._finished_before(before)
+                if self.restart and kept_in is not None:
+                    resume = committer.resume(kept_in.pipeline(self.pipeline.name), restart=True)
+                else:
+                    self._tell_changes(before)
+                    resume = committer.resume(before)
+                return self._drive(plan, store, committer, resume)
+
+    def _program(self) -> Program:
+        from dataflow.runtime.commit import Program
+
+        nodes = self.pipeline.nodes
+        sources = [node for node in in_order(nodes) if isinstance(node.spec, SourceSpec)]
+        schemas = {node.stable_name: {f.name: str(f.type) for f in node.type.schema} for node in sources}
+        if self.given_store is not None and not self.reads_only and len(schemas) < len(sources):
+            names = [node.stable_name for node in sources]
+            twice = next(node for node in sources if names.count(node.stable_name) > 1)
+            raise PlanError(
+                f"two sources have the name `{twice.stable_name}`: what was read of each could not be told apart",
+                code="DF0405",
+                help="give one of the readers another `name=`",
+            ).at(twice.origin)
+        return Program(self.pipeline.name, graph_hash(nodes), state_hash(nodes), schemas)
 
     def _require_store(self) -> None:
         for node in self.pipeline.nodes:
@@ -200,13 +275,35 @@ class _Run:
                     help='say where: `.run(store="run/store")`, or `--store run/store` on the command line',
                 ).at(node.origin)
 
-    def _drive(self, plan: Any, store: Any, committer: Any, began: float) -> RunResult:
+    def _tell_changes(self, before: PipelineState | None) -> None:
+        if before is not None and before.graph_hash != self.pipeline.graph_hash():
+            sys.stderr.write(
+                f"pipeline `{self.pipeline.name}` has changed since epoch {before.epoch}, in steps that keep nothing: "
+                "rows from here on are treated in the new way\n"
+            )
+
+    def _drive(self, plan: Plan, store: Store | None, committer: StoreCommitter, resume: Resume) -> RunResult:
         from dataflow.runtime.coordinator import Coordinator
         from dataflow.runtime.job import Job
         from dataflow.runtime.process import TunedProcess
 
-        coordinator = Coordinator(self.system, committer, self.interval_seconds, self.enough)
-        job = Job(plan, self.system, name=self.pipeline.name, store=store, acks=coordinator)
+        coordinator = Coordinator(
+            self.system,
+            committer,
+            self.interval_seconds,
+            self.enough,
+            first_epoch=resume.epoch + 1,
+            to_head=self.to_head,
+        )
+        job = Job(
+            plan,
+            self.system,
+            name=self.pipeline.name,
+            store=store,
+            acks=coordinator,
+            resume=resume,
+            to_head=self.to_head,
+        )
         with _Signals(coordinator.stop) as signals, TunedProcess():
             try:
                 job.start()
@@ -222,32 +319,49 @@ class _Run:
                 help="the last commit stands; a source or sink was busy in a call that did not return",
             )
         committer.finish()
-        result = self._result(job, coordinator, signals.caught if coordinator.stopped else None, began)
-        _tell_unread(result.unread)
+        stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
+        result = self._result(job, coordinator, stopped)
+        _tell_unread(result.unread, self.pipeline.name if resume.durable else None)
         return result
 
-    def _result(self, job: Any, coordinator: Any, stopped: str | None, began: float) -> RunResult:
+    def _result(self, job: Job, coordinator: Coordinator, stopped: str | None) -> RunResult:
         ledger = {step: asdict(counts) for step, counts in job.ledger().items()}
         return RunResult(
             self.pipeline.name,
             rows_in=sum(source.rows_total for source in job.sources),
             rows_out=sum(ledger[node.label]["passed"] for node in self.pipeline.nodes),
-            seconds=self.system.clock.monotonic() - began,
+            seconds=self.system.clock.monotonic() - self.began,
             epochs=coordinator.epochs,
             ledger=ledger,
             unread=tuple(one for one in job.unread if one.rows),
             stopped=stopped,
             bounded=all(node.type.bounded for node in self.pipeline.nodes),
+            costs=coordinator.costs,
         )
 
-    def _finished_before(self, began: float) -> RunResult:
+    def _finished_before(self, before: PipelineState) -> RunResult:
+        self._refuse_growth(before)
         sys.stderr.write(f"pipeline `{self.pipeline.name}` has finished in this store before; nothing was done\n")
-        seconds = self.system.clock.monotonic() - began
+        seconds = self.system.clock.monotonic() - self.began
         return RunResult(self.pipeline.name, 0, 0, seconds, 0, {}, already_finished=True)
 
+    def _refuse_growth(self, before: PipelineState) -> None:
+        """Windows were final when the input had ended: what has come since has no place in them."""
+        from dataflow.runtime.resume import grown_source
 
-def _tell_unread(unread: tuple[UnreadRows, ...]) -> None:
-    """Rows that nobody reads are told of: the number and the first ones."""
+        grown = grown_source(in_order(self.pipeline.nodes), before, self.given_store, self.system)
+        if grown is not None:
+            raise PlanError(
+                f"pipeline `{self.pipeline.name}` has finished in this store, and `{grown.stable_name}` has more rows "
+                "now: its windows were final when it ended; nothing was changed",
+                code="DF0407",
+                help="give the pipeline another name, or begin again with `restart`; input that grows is read with "
+                '`until="head"`, which leaves windows open',
+            ).at(grown.origin)
+
+
+def _tell_unread(unread: tuple[UnreadRows, ...], kept_by: str | None) -> None:
+    """Rows that nobody reads are told of: the number and the first ones, and where they are kept."""
     total: dict[tuple[str, str], UnreadRows] = {}
     for one in unread:
         known = total.setdefault((one.step, one.port), UnreadRows(one.step, one.port))
@@ -256,7 +370,8 @@ def _tell_unread(unread: tuple[UnreadRows, ...]) -> None:
     for one in total.values():
         rows = "row" if one.rows == 1 else "rows"
         what = f"late {rows}" if one.port == "late" else f"{rows} could not be computed and"
-        sys.stderr.write(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them):\n")
+        kept = f"; they are in the topic `{topic_of(kept_by, one.port)}`" if kept_by is not None else ""
+        sys.stderr.write(f"{one.step}: {one.rows} {what} left the pipeline unread (`.{one.port}` reads them{kept}):\n")
         for row in one.first[:10]:
             sys.stderr.write(f"  {row}\n")
 

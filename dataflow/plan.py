@@ -73,6 +73,8 @@ class StagePlan:
     positions: bool = False
     times: TimesRequest | None = None
     sink: Node | None = None
+    gathers_for: Node | None = None
+    """The step for which the rows are put in order, where that is not a sink."""
     order: Order = Order.ANY
     order_type: StreamType | None = None
     """Of the rows that are gathered by time."""
@@ -183,7 +185,7 @@ class _Planner:
         aggregates = spec.bind(source)
         branches = list(self._inputs(node))
         if aggregates.needs_order and source.order_keys is not None:
-            branches = [self._gathered(branches, source)]
+            branches = [self._gathered(branches, source, node)]
         receiving = self._stage(self.workers if spec.by else 1)
         for branch in branches:
             self._add_window_input(node, spec, source, aggregates, branch, receiving)
@@ -228,9 +230,9 @@ class _Planner:
         receiving.senders.append(sending)
         receiving.partitions |= sending.partitions
 
-    def _gathered(self, branches: Sequence[Branch], kind: StreamType) -> Branch:
+    def _gathered(self, branches: Sequence[Branch], kind: StreamType, node: Node) -> Branch:
         """One task that puts derived rows into their order and numbers them."""
-        stage = self._stage(1, order=Order.TIME, order_type=kind, positions=True)
+        stage = self._stage(1, gathers_for=node, order=Order.TIME, order_type=kind, positions=True)
         for branch in branches:
             self._connect(branch.stage, branch.receivers, stage)
         return Branch(stage, stage.roots, kind)

@@ -9,9 +9,9 @@ ordered parts of a partition, which any worker may decode; a sink writes, prepar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +45,21 @@ class Rows:
     """Set where `columns` lacks the event time, as `ReadRequest.times` allows."""
 
 
+Position: TypeAlias = object
+"""Where reading of a partition goes on: a JSON value that only its source understands. None is the beginning."""
+
+
 class Split(Protocol):
     """An ordered part of a partition (a Parquet row group, a block of a CSV file). Any worker may decode it."""
+
+    @property
+    def end(self) -> Position:
+        """The position after its last row."""
+        ...
+
+    def position(self, rows: int) -> Position:
+        """The position after so many of its rows (fewer than all), after they were read."""
+        ...
 
     def read(self) -> Iterator[Rows]:
         """Decode the part; at least one `Rows` of any size, in order. Called once, from one thread."""
@@ -78,8 +91,9 @@ class ReadRequest:
     """The run's store, for topics read without one of their own."""
     times: TimesRequest | None = None
     unit_rows: Callable[[], int] = lambda: UNIT_ROWS
-    """How many rows a split should have now, where the source may choose: fewer under a slow sink, so that an epoch,
-    which ends between splits, can end in time."""
+    """How many rows a split should have now, where the source may choose: fewer under a slow sink."""
+    to_head: bool = False
+    """Whether the run ends with what is there now, though the source may be endless."""
 
 
 def paced(rows: int, request: ReadRequest) -> Iterator[tuple[int, int]]:
@@ -118,12 +132,15 @@ class SplitSource(Protocol):
         """The names of the partitions, in order."""
         ...
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[Split | Idle]:
-        """The parts of a partition in order. The iterator is advanced by one thread at a time."""
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[Split | Idle]:
+        """The parts of a partition from a position on, in order. The iterator is advanced by one thread at a time.
+
+        Raises ConnectorError when what was read before that position is not what is there now.
+        """
         ...
 
     def identity(self) -> tuple[object, ...]:
-        """What makes it the same source in another run (for the graph hash): paths, topic, options."""
+        """What makes it the same source in another run (for the graph hash): paths, topic, options; not the data."""
         ...
 
 
@@ -147,6 +164,8 @@ class SourceReader(Protocol):
 class Source(Protocol):
     """A user's source: `schema`, named partitions, a reader for each.
 
+    A reader's `position()` is a JSON value: `open` with it gives the rows after those that were read. A source that
+    cannot do that returns None; a run that goes on then opens it anew.
     Optional attributes: `name` (str), `bounded` (bool, default True), `blocking` (bool, default False).
     """
 
@@ -166,7 +185,16 @@ class Sink(Protocol):
     An epoch is `write*` then `prepare(epoch)`, which makes what was written durable but not visible and
     returns a handle; after the store's commit `commit(handle)` makes it visible and must be repeatable: it is asked
     again when it has failed, since an epoch that the store has committed is never taken back.
-    `abort(handle)` takes an epoch back; `None` means what was written but not prepared. `close()` is optional.
+    `abort(handle)` takes an epoch back; `None` means what was written but not prepared.
+
+    In a run with a store the handle is a JSON value (or rows for the run's store): it is kept with the epoch, and a
+    later run that finds it asks for the commit again. Optional methods, in the order of a run:
+
+    - `recover(handle)`: before the first `open` of a run with a store. `handle` is that of the last epoch that the
+      store has committed (None: there is none). Make it visible if it is not, as `commit` would, and remove what else
+      an earlier run of this pipeline has left behind.
+    - `end()`: the input has ended for good, and the `prepare` that follows is the last one.
+    - `close()`: the run is over.
     """
 
     def open(self, epoch: int) -> None: ...
@@ -174,6 +202,39 @@ class Sink(Protocol):
     def prepare(self, epoch: int) -> object: ...
     def commit(self, handle: object) -> None: ...
     def abort(self, handle: object) -> None: ...
+
+
+class SinkStaging(Protocol):
+    """Rows that a sink keeps in the store until it can write them where they belong. Used by the sink's thread.
+
+    What `keep` adds is durable with the epoch that the next `prepare` ends; what `drop` lets go, likewise. So a sink
+    that writes in `commit` keeps rows in `write`, reads them in `commit`, and drops them after it; a later run finds
+    them again.
+    """
+
+    @property
+    def frames(self) -> Sequence[object]:
+        """What is kept, as the store knows it."""
+        ...
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """On disk."""
+        ...
+
+    def keep(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Keep these rows behind the others."""
+        ...
+
+    def batches(self) -> Iterable[pa.RecordBatch]:
+        """All rows that are kept, oldest first, checked against their checksums."""
+        ...
+
+    def drop(self) -> None:
+        """None of these rows is needed any more."""
+        ...
 
 
 # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,6 +282,15 @@ class StepCounts:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def since(self, before: StepCounts) -> StepCounts:
+        """What came after an earlier count."""
+        return StepCounts(*(getattr(self, name) - getattr(before, name) for name in self.__slots__))
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every row that came in is accounted for."""
+        return self.rows_in == self.passed + self.filtered + self.late + self.dead + self.folded + self.held
+
 
 class Receiver:
     """Whatever batches can be handed to: an operator, an edge to other tasks, or nobody (this class)."""
@@ -244,27 +314,73 @@ class Receiver:
         """The input has ended for good: emit all that is held. Not called when a run is stopped."""
 
 
+class Piece:
+    """Rows of an operator's state. Once the run has written them as a frame of the store, they are let go."""
+
+    def __init__(self, batches: list[pa.RecordBatch]) -> None:
+        self.rows = sum(batch.num_rows for batch in batches)
+        self.frame: object | None = None
+        self._load: Callable[[], list[pa.RecordBatch]] = lambda: batches
+
+    def load(self) -> list[pa.RecordBatch]:
+        """The rows, from wherever they are."""
+        return self._load()
+
+    def stored(self, frame: object, load: Callable[[], list[pa.RecordBatch]]) -> None:
+        """They are in a frame now."""
+        self.frame, self._load = frame, load
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What an operator keeps over a restart: a JSON object, and rows that say themselves whose they are.
+
+    Pieces that an earlier snapshot had may be in it again: what has not changed is not written again.
+    """
+
+    values: dict[str, object]
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class Saved(Protocol):
+    """What all tasks of a step had kept; each takes its share of the rows."""
+
+    @property
+    def values(self) -> Sequence[Mapping[str, object]]: ...
+    def batches(self) -> Iterator[pa.RecordBatch]: ...
+
+
 @dataclass(slots=True)
 class OperatorContext:
     """What a task gives to an operator when it builds it.
 
-    `partitions` are those that may reach it. `shared(make)` returns one object for the
-    operators of all tasks that do the same; `wake()` lets sleeping workers look again.
+    `step` is how the ledger and errors call the step, `name` its stable name.
+    `partitions` are those that may reach it, by number, with names that are the same in every run. `task` of `tasks` is
+    the number of the task among those of its stage. `shared(make)` returns one object for the
+    operators of all tasks that do the same; `wake()` lets sleeping workers look again. `durable` says whether
+    snapshots are asked for; `epoch_wanted()` asks for one soon, since much is kept for it.
     """
 
     system: System
     step: str
     counts: StepCounts
-    partitions: Sequence[int]
+    partitions: Mapping[int, str]
     wake: Callable[[], None]
     shared: Callable[[Callable[[], object]], object]
+    name: str = ""
+    task: int = 0
+    tasks: int = 1
+    durable: bool = False
+    epoch_wanted: Callable[[], None] = lambda: None
 
 
 class Operator(Receiver):
     """The running logic of one step in one task. By default everything passes."""
 
     may_hold: ClassVar[bool] = False
-    """Whether rows may wait here for another task. Then `held`, `discard` and `turn` say more than below."""
+    """Whether rows may wait here for another task. Then `held` and `turn` say more than below."""
+    state_name: str | None = None
+    """The name under which its snapshot is kept; None for an operator without state."""
 
     def __init__(self, context: OperatorContext) -> None:
         self.context = context
@@ -278,12 +394,20 @@ class Operator(Receiver):
         """How many batches or messages wait for another task; a barrier waits until there is none."""
         return 0
 
-    def discard(self) -> None:
-        """The run stops: rows that wait for another task count as not read."""
-
     def turn(self) -> bool:
         """Move rows that waited for another task; true when some moved."""
         return False
+
+    def on_barrier(self) -> None:
+        """An epoch ends here: hand on what is not part of the snapshot. Only in durable runs."""
+
+    def snapshot(self) -> Snapshot:
+        """What is kept over a restart, as it is now; later changes must not show in it. After `on_barrier`."""
+        raise NotImplementedError
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from what was kept. Before any batch."""
+        raise NotImplementedError
 
     def on_watermark(self, time_us: int) -> None:
         self.out.on_watermark(time_us)
@@ -306,6 +430,8 @@ class OperatorSpec:
 
     verb: ClassVar[str]
     """The name users type."""
+    keeps_state: ClassVar[bool] = True
+    """Whether something of it outlives a run."""
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
         """The type of the main output; raises ProgramError when the step does not fit its inputs."""
@@ -359,12 +485,20 @@ class SourceSpec(OperatorSpec):
 
 @dataclass(frozen=True)
 class SinkContext:
-    """What a run gives to a sink when it makes it."""
+    """What a run gives to a sink when it makes it.
+
+    `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
+    whether the input has an end. `staging` is None in a run without a store.
+    """
 
     schema: pa.Schema
     system: System
     store: object | None
     pipeline: str
+    name: str = ""
+    run: str = ""
+    bounded: bool = True
+    staging: SinkStaging | None = None
 
 
 @dataclass(frozen=True)
@@ -394,6 +528,8 @@ class SinkSpec(OperatorSpec):
 
 class StatelessSpec(OperatorSpec):
     """A step that treats each row alone; it is fused into the stage of its input."""
+
+    keeps_state = False
 
     def column_origin(self, name: str) -> str | None:
         """The input column that an output column is, unchanged; None when it is computed."""

@@ -9,7 +9,7 @@ rows. The task with the earliest unit never waits, so the others always go on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
@@ -24,6 +24,8 @@ from dataflow.operators.base import (
     EventTime,
     Operator,
     OperatorContext,
+    Saved,
+    Snapshot,
     StatelessSpec,
     StreamType,
     event_ticks,
@@ -41,6 +43,7 @@ class WatermarkSpec(StatelessSpec):
     column: str
     delay_us: int
     verb: ClassVar[str] = "watermark"
+    keeps_state: ClassVar[bool] = True
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
         source = inputs[0]
@@ -68,7 +71,7 @@ class WatermarkSpec(StatelessSpec):
 
     def build(self, input_type: StreamType, wanted: frozenset[str], context: OperatorContext) -> Operator:
         line = cast(WatermarkLine, context.shared(lambda: WatermarkLine(context.system.scheduler.mutex())))
-        line.register(context.partitions)
+        line.register(list(context.partitions))
         return AssignWatermark(self, line, context)
 
 
@@ -104,6 +107,11 @@ class WatermarkLine:
         """Partitions that hold the watermark back until they are heard of."""
         for partition in partitions:
             self._frontiers.setdefault(partition, _Frontier())
+
+    def resume(self, partition: int, max_us: int) -> None:
+        """An earlier run has seen this time in the partition. Before any unit."""
+        frontier = self._frontiers[partition]
+        frontier.max_us = frontier.before[0] = max(frontier.max_us, max_us)
 
     def report(self, partition: int, unit: int, max_us: int) -> bool:
         """The greatest time of a unit; once for each. True when a task may wait for it."""
@@ -172,8 +180,11 @@ class AssignWatermark(Operator):
         self.kernels = windows
         self.column, self.delay_us, self.line = spec.column, spec.delay_us, line
         self.event_time = EventTime(spec.column)
+        self.state_name = f"{context.name}/watermark {spec.describe()}"
         self.waiting: deque[_Held | int] = deque()
         self.unit_max_us: int = TIME_MIN_US
+        self.seen_us: dict[int, int] = {}
+        """The greatest time of each partition that this task has seen, in an earlier run too."""
         self.sent_us: int = TIME_MIN_US
         self.seen = 0
         """The version of the line at the last look."""
@@ -194,12 +205,27 @@ class AssignWatermark(Operator):
             ticks, factor = event_ticks(batch, self.event_time)
             held.min_us, max_us, held.behind = self.kernels.scan_times(ticks, factor, self.delay_us)
             self.unit_max_us = max(self.unit_max_us, max_us)
+        partition = batch.place.partition
+        self.seen_us[partition] = max(self.seen_us.get(partition, TIME_MIN_US), self.unit_max_us)
         self.waiting.append(held)
         if batch.place.last:
             if self.line.report(batch.place.partition, batch.place.unit, self.unit_max_us):
                 self.context.wake()
             self.unit_max_us = TIME_MIN_US
         self._go_on()
+
+    def snapshot(self) -> Snapshot:
+        """What the task has seen: the greatest of all tasks is the greatest before the cut."""
+        names = self.context.partitions
+        return Snapshot({"max_us": {names[number]: max_us for number, max_us in self.seen_us.items()}})
+
+    def restore(self, saved: Saved) -> None:
+        numbers = {name: number for number, name in self.context.partitions.items()}
+        for values in saved.values:
+            for name, max_us in cast(Mapping[str, int], values["max_us"]).items():
+                if name in numbers:
+                    self.line.resume(numbers[name], max_us)
+                    self.seen_us[numbers[name]] = max(self.seen_us.get(numbers[name], TIME_MIN_US), max_us)
 
     def _without_null_times(self, batch: Batch) -> Batch:
         if batch.unread is not None or not batch.columns[self.column].null_count:
@@ -216,10 +242,6 @@ class AssignWatermark(Operator):
     def on_partition_end(self, partition: int, units_total: int) -> None:
         self.line.finish(partition, units_total)
         self._go_on()
-
-    def discard(self) -> None:
-        self.counts.rows_in -= sum(item.batch.num_rows for item in self.waiting if isinstance(item, _Held))
-        self.waiting.clear()
 
     def turn(self) -> bool:
         return self._go_on() if self.line.version != self.seen else False

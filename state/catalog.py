@@ -16,13 +16,14 @@ import apsw
 import pyarrow as pa
 
 from dataflow.errors import StoreError
+from dataflow.state.frames import Frame
 from dataflow.state.layout import FILE_MODE, Layout
 from dataflow.state.log.segment import IndexEntry, SegmentInfo
 from dataflow.state.log.writer import Pending
 from dataflow.state.records import CommitRequest, EpochRecord, JsonObject, PipelineState, TopicInfo
 from dataflow.system import System
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 APPLICATION_ID = 0x4446_4C57
 BUSY_TIMEOUT_MS = 30_000
 """How long to wait for another process's transaction. Each takes milliseconds: more means that one hangs."""
@@ -44,8 +45,11 @@ CREATE TABLE commits (commit_id INTEGER PRIMARY KEY AUTOINCREMENT, wall_us INTEG
 CREATE TABLE batches (topic_id INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
     commit_id INTEGER NOT NULL, rows INTEGER NOT NULL, entries BLOB NOT NULL,
     PRIMARY KEY (topic_id, partition, first_offset)) STRICT;
-CREATE TABLE pipelines (name TEXT PRIMARY KEY, graph_hash TEXT NOT NULL, epoch INTEGER NOT NULL,
-    finished INTEGER NOT NULL, commit_id INTEGER NOT NULL, positions TEXT NOT NULL, watermarks TEXT NOT NULL) STRICT;
+CREATE TABLE pipelines (name TEXT PRIMARY KEY, graph_hash TEXT NOT NULL, state_hash TEXT NOT NULL,
+    epoch INTEGER NOT NULL, finished INTEGER NOT NULL, commit_id INTEGER NOT NULL, checkpoint TEXT NOT NULL) STRICT;
+CREATE TABLE frames (pipeline TEXT NOT NULL, frame INTEGER NOT NULL, owner TEXT NOT NULL, rows INTEGER NOT NULL,
+    file TEXT NOT NULL, position INTEGER NOT NULL, length INTEGER NOT NULL, xxh3 INTEGER NOT NULL,
+    PRIMARY KEY (pipeline, frame)) STRICT;
 CREATE TABLE ledger (pipeline TEXT NOT NULL, epoch INTEGER NOT NULL, commit_id INTEGER NOT NULL, counts BLOB NOT NULL,
     PRIMARY KEY (pipeline, epoch)) STRICT;
 """
@@ -152,13 +156,27 @@ class Catalog:
 
     def pipeline(self, name: str) -> PipelineState | None:
         """The last committed epoch of a pipeline, or None when it never committed one."""
-        found = self._read("SELECT * FROM pipelines WHERE name = ?", name)
+        with self._mutex:
+            self._connection.execute("BEGIN")  # the frames of the same epoch
+            try:
+                found = self._rows("SELECT * FROM pipelines WHERE name = ?", name)
+                frames = self._rows("SELECT * FROM frames WHERE pipeline = ? ORDER BY frame", name)
+            finally:
+                self._connection.execute("COMMIT")
         if not found:
             return None
-        _, graph_hash, epoch, finished, commit_id, positions, watermarks = found[0]
-        return PipelineState(
-            name, graph_hash, epoch, bool(finished), commit_id, json.loads(positions), json.loads(watermarks)
-        )
+        _, graph_hash, state_hash, epoch, finished, commit_id, checkpoint = found[0]
+        known = [
+            Frame(number, owner, rows, file, position, length, xxh3 % 2**64)
+            for _, number, owner, rows, file, position, length, xxh3 in frames
+        ]
+        checkpoint = json.loads(checkpoint)
+        return PipelineState(name, graph_hash, state_hash, epoch, bool(finished), commit_id, checkpoint, known)
+
+    def data_version(self) -> int:
+        """Changes whenever another connection, of this process or another one, has committed something."""
+        with self._mutex:
+            return self._one("PRAGMA data_version")
 
     def ledger(self, pipeline: str) -> dict[int, JsonObject]:
         """The ledger of each epoch of a pipeline, in order."""
@@ -287,11 +305,21 @@ class Catalog:
             "INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?)",
             epoch.pipeline,
             epoch.graph_hash,
+            epoch.state_hash,
             epoch.epoch,
             int(epoch.finished),
             commit_id,
-            _json(epoch.positions),
-            _json(epoch.watermarks),
+            _json(epoch.checkpoint),
+        )
+        self._connection.executemany(
+            "DELETE FROM frames WHERE pipeline = ? AND frame = ?", [(epoch.pipeline, one) for one in epoch.dropped]
+        )
+        self._connection.executemany(
+            "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (epoch.pipeline, f.number, f.owner, f.rows, f.file, f.position, f.length, _signed(f.xxh3))
+                for f in epoch.added
+            ],
         )
         counts = _json(epoch.ledger).encode()
         self._rows("INSERT INTO ledger VALUES (?, ?, ?, ?)", epoch.pipeline, epoch.epoch, commit_id, counts)
@@ -329,12 +357,12 @@ class Catalog:
             raise StoreError(
                 f"{self._layout.catalog} is not the catalog of a store; nothing was changed", help="name another path"
             )
-        if version > FORMAT_VERSION:
+        if version != FORMAT_VERSION:
             raise StoreError(
-                f"the store {self._layout.root} has format version {version}, and this program knows versions up to "
+                f"the store {self._layout.root} has format version {version}, and this program knows version "
                 f"{FORMAT_VERSION}; nothing was changed",
                 code="DF0606",
-                help="use the version of dataflow that wrote it, or a newer one",
+                help="use the version of dataflow that wrote it",
             )
 
 

@@ -58,6 +58,9 @@ class Layout:
     def pipeline_lock(self, name: str) -> str:
         return os.path.join(self.locks, f"pipeline-{escape(name)}.lock")
 
+    def snapshots(self, pipeline: str) -> str:
+        return os.path.join(self.root, "snapshots", escape(pipeline))
+
     def partition(self, topic: str, partition: int) -> str:
         return os.path.join(self.root, "topics", check_topic_name(topic), str(partition))
 
@@ -68,11 +71,12 @@ class Layout:
 def escape(name: str) -> str:
     """A file name for any text: harmless bytes stay, every other one becomes `%` and two hex digits.
 
-    >>> escape("My job/7")
-    '%4Dy%20job%2F7'
+    >>> escape("My job/7"), escape("..")
+    ('%4Dy%20job%2F7', '%2E.')
     """
     harmless = b"abcdefghijklmnopqrstuvwxyz0123456789._-"
-    return "".join(chr(byte) if byte in harmless else f"%{byte:02X}" for byte in name.encode())
+    escaped = "".join(chr(byte) if byte in harmless else f"%{byte:02X}" for byte in name.encode())
+    return f"%2E{escaped[1:]}" if not escaped.strip(".") else escaped
 
 
 def make_durable_dirs(disk: Disk, path: FilePath) -> None:

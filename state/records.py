@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from dataflow.state.frames import Frame
 from dataflow.state.log.writer import Pending
 
 JsonObject = dict[str, object]
@@ -14,15 +15,20 @@ JsonObject = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """A pipeline's epoch, as a commit stores it. The dicts become JSON."""
+    """A pipeline's epoch, as a commit stores it.
+
+    `checkpoint` and `ledger` become JSON (FORMAT.md section 7); `added` and `dropped` change which frames there are.
+    """
 
     pipeline: str
     epoch: int
     finished: bool
     graph_hash: str
-    positions: Mapping[str, object] = field(default_factory=dict)
-    watermarks: Mapping[str, object] = field(default_factory=dict)
+    state_hash: str = ""
+    checkpoint: Mapping[str, object] = field(default_factory=dict)
     ledger: Mapping[str, object] = field(default_factory=dict)
+    added: Sequence[Frame] = ()
+    dropped: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,12 @@ class PipelineState:
 
     name: str
     graph_hash: str
+    state_hash: str
     epoch: int
     finished: bool
     commit_id: int
-    positions: JsonObject
-    watermarks: JsonObject
+    checkpoint: JsonObject
+    frames: Sequence[Frame]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
 from dataflow.schema import plain_schema
+from dataflow.state.frames import FrameFiles
 from dataflow.state.layout import Layout, check_is_free, check_topic_name, make_durable_dirs
 from dataflow.state.log.reader import TopicReader, fit
 from dataflow.state.log.recovery import recover_partition
@@ -63,6 +64,8 @@ class Store:
         self._queue_mutex, self._commit_mutex = scheduler.mutex(), scheduler.mutex()
         self._queue: list[_Commit] = []
         self._last_commit_at = -COMMIT_SECONDS_MIN
+        self._own_commits = 0
+        """SQLite's own counter leaves these out."""
         self._failure: BaseException | None = None
         """What made a commit uncertain; after it there are no more."""
         if not self.exists:
@@ -151,6 +154,15 @@ class Store:
     def pipeline(self, name: str) -> PipelineState | None:
         """The last committed epoch of a pipeline, or None when it never committed one."""
         return self._catalog().pipeline(name) if self.exists else None
+
+    def frames(self, state: PipelineState | None, name: str) -> FrameFiles:
+        """What a pipeline keeps beside the catalog. For the one that holds its lock."""
+        next_number = max((frame.number for frame in state.frames), default=0) + 1 if state is not None else 1
+        return FrameFiles(self.system, self._layout.snapshots(name), next_number)
+
+    def data_version(self) -> int:
+        """Changes whenever somebody has committed something: cheap to ask, often."""
+        return self._own_commits + self._catalog().data_version()
 
     def ledger(self, pipeline: str) -> dict[int, dict[str, object]]:
         """Where the rows of each epoch of a pipeline went."""
@@ -316,7 +328,9 @@ class Store:
         if self._failure is not None:
             raise self._failure
         try:
-            return self._catalog(create=True).commit(requests)
+            outcomes = self._catalog(create=True).commit(requests)
+            self._own_commits += 1
+            return outcomes
         except StoreError as error:  # surely nothing was committed
             return [error] * len(requests)
 

@@ -118,6 +118,23 @@ def graph_hash(sinks: Iterable[Node]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode())
 
 
+def state_hash(sinks: Iterable[Node]) -> str:
+    """Equal for graphs that may go on from each other's checkpoints.
+
+    They have the same sources, sinks and steps with state, found by the same names; other steps may differ.
+    """
+    kept = [node for node in in_order(sinks) if node.is_stateful or node.spec.keeps_state]
+    told = sorted(json.dumps([node.stable_name, _identity(node), _types_read(node)], default=str) for node in kept)
+    return xxhash.xxh3_128_hexdigest("\n".join(told).encode())
+
+
+def _types_read(node: Node) -> list[tuple[str, str]]:
+    """The columns that a step reads, with their types."""
+    inputs = [one.type for one in node.inputs]
+    needed = [(kind.schema, node.spec.columns_needed(frozenset(), kind)) for kind in inputs]
+    return [(field.name, str(field.type)) for schema, names in needed for field in schema if field.name in names]
+
+
 def _identity(node: Node) -> tuple[object, ...]:
     try:
         return node.spec.identity()

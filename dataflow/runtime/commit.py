@@ -1,26 +1,38 @@
 """Where an epoch becomes durable: one transaction of the run's store, or nowhere when there is none.
 
-Sinks that write into the run's store hand over what they prepared (`Pending`); it is published in the same
-transaction as the epoch's own record, so that results and progress can never differ.
+The transaction has everything of the epoch: rows for topics of the store, positions of the sources, what the steps and
+the sinks keep, and the ledger. So results and progress can never differ, and a run that finds it goes on from there.
+What is too large for a transaction is written before it, into frames, and the transaction says where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from dataflow.errors import PlanError
-from dataflow.runtime.coordinator import Commit
+import pyarrow as pa
+
+from dataflow.errors import ConnectorError, PlanError
+from dataflow.operators.base import Position, SinkStaging, StepCounts
+from dataflow.runtime.epoch import Commit, Resume, SavedState, TaskAck
+from dataflow.runtime.ledger import require_balance, summed
+from dataflow.runtime.unread import UnreadTopics
 from dataflow.system import System
 
 if TYPE_CHECKING:
-    from dataflow.state.records import EpochRecord
+    from dataflow.state.frames import Frame, FrameFiles
+    from dataflow.state.records import EpochRecord, PipelineState
     from dataflow.state.store import Store
     from dataflow.system import Lock
+
+RUN_BITS = 48
+"""Of chance in a run's name: two runs of one pipeline never share it."""
 
 
 @contextmanager
@@ -38,49 +50,120 @@ def open_store(given: Store | str | PathLike[str] | None, system: System) -> Ite
         yield store
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a pipeline is to its store: equal `state_hash` means that it may go on from the other's checkpoint."""
+
+    name: str
+    graph_hash: str
+    state_hash: str
+    schemas: Mapping[str, Mapping[str, str]]
+    """Of each source: its columns and their types, as text."""
+
+
 class StoreCommitter:
     """Commits the epochs of one pipeline. Used with `with`: holds the pipeline's lock in its store.
 
-    `reads_only` is for `collect` and `head`, which read a store but leave no trace in it.
+    Without a store (also for `collect` and `head`, which read one and leave no trace in it) nothing is kept.
     """
 
-    def __init__(self, store: Store | None, pipeline: str, graph_hash: str, reads_only: bool) -> None:
-        self.store = None if reads_only else store
-        self.pipeline, self.graph_hash = pipeline, graph_hash
-        self.finished = False
+    def __init__(self, store: Store | None, program: Program, system: System) -> None:
+        self.store, self.program, self.system = store, program, system
+        self._lock: Lock | None = None
+        self._files: FrameFiles | None = None
+        self._unread: UnreadTopics | None = None
+        self._in_use: dict[int, Frame] = {}
+        """The frames of the last committed epoch, by number."""
+        self._counted: dict[str, StepCounts] = {}
+        """The ledger up to the last committed epoch of this run."""
         self._unfinished: EpochRecord | None = None
         """The last epoch of a run whose input has ended, until its sinks have committed it."""
-        self._lock: Lock | None = None
 
     def __enter__(self) -> StoreCommitter:
         if self.store is not None:
-            self._lock = self.store.lock_pipeline(self.pipeline)
-            try:
-                self._look_back(self.store)
-            except BaseException:
-                self._lock.release()
-                raise
+            self._lock = self.store.lock_pipeline(self.program.name)
         return self
 
-    def _look_back(self, store: Store) -> None:
-        """What an earlier run of this pipeline left here."""
-        before = store.pipeline(self.pipeline)
-        if before is None:
-            return
-        if before.graph_hash != self.graph_hash:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+        if self._unread is not None:
+            self._unread.close()
+        self._files = self._unread = None
+
+    # ── where a run begins ──
+
+    def before(self) -> PipelineState | None:
+        """What the last run of this pipeline left in the store; raises when it was another program."""
+        state = None if self.store is None else self.store.pipeline(self.program.name)
+        if state is not None and state.state_hash != self.program.state_hash:
             raise PlanError(
-                f"pipeline `{self.pipeline}` has run in this store before, as another program; nothing was changed",
+                f"pipeline `{self.program.name}` has run in this store before, as another program: "
+                f"{self._difference(state)}; nothing was changed",
                 code="DF0406",
-                help="give the pipeline another name, or use another store",
+                help="give the pipeline another name, or another store; or begin again with `restart`: its rows are "
+                "then written once more, behind those that are there",
             )
-        if not before.finished:
-            raise PlanError(
-                f"pipeline `{self.pipeline}` was stopped in this store after epoch {before.epoch}, and its open "
-                "windows were not kept; going on would give wrong results; nothing was changed",
-                code="DF0407",
-                help="run it in another store, or under another name; what it committed stays readable",
-            )
-        self.finished = True
+        return state
+
+    def _difference(self, state: PipelineState) -> str:
+        """What of a program has changed, as far as the store can tell."""
+        known = cast(Mapping[str, Mapping[str, str]], state.checkpoint.get("schemas", {}))
+        for source, columns in self.program.schemas.items():
+            if source not in known:
+                return f"it did not read `{source}`"
+            for name, kind in columns.items():
+                if known[source].get(name) != kind:
+                    was = f"was {known[source][name]}" if name in known[source] else "was not there"
+                    return f"column `{name}` of `{source}` is {kind} now, and {was} (give the reader a schema)"
+        gone = [source for source in known if source not in self.program.schemas]
+        return f"it read `{gone[0]}` too" if gone else "its windows, watermarks or sinks were others"
+
+    def resume(self, state: PipelineState | None, *, restart: bool = False) -> Resume:
+        """Where a run goes on from; `restart` begins at the inputs' start."""
+        if self.store is None:
+            return Resume(run=self._new_name())
+        self._close()
+        self._files = files = self.store.frames(state, self.program.name)
+        self._unread = UnreadTopics(self.store, self.program.name)
+        self._counted, self._unfinished = {}, None
+        frames = state.frames if state is not None else ()
+        self._in_use = {frame.number: frame for frame in frames}
+        files.forget(frames)
+        checkpoint = state.checkpoint if state is not None else {}
+        is_kept = state is not None and not restart
+        states = cast(Mapping[str, Sequence[Mapping[str, object]]], checkpoint.get("states", {}) if is_kept else {})
+        return Resume(
+            durable=True,
+            epoch=state.epoch if state is not None else 0,
+            run=self._new_name(),
+            positions=cast(Mapping[str, Mapping[str, Position]], checkpoint.get("sources", {}) if is_kept else {}),
+            states={
+                name: SavedState(values, [partial(files.read, one) for one in frames if one.owner == f"state {name}"])
+                for name, values in states.items()
+            },
+            handles=cast(Mapping[str, object], checkpoint.get("sinks", {})),
+            staging=partial(self._staging, frames),
+        )
+
+    def _staging(self, frames: Sequence[Frame], sink: str, schema: pa.Schema) -> SinkStaging:
+        from dataflow.state.frames import Staging
+
+        assert self._files is not None
+        owner = f"sink {sink}"
+        return Staging(self._files, owner, schema, [frame for frame in frames if frame.owner == owner])
+
+    def _new_name(self) -> str:
+        return f"{self.system.chance.getrandbits(RUN_BITS):0{RUN_BITS // 4}x}"
+
+    # ── epochs ──
 
     def commit(self, commit: Commit) -> None:
         """Make the epoch durable; raises when the store cannot, and then nothing of it is visible.
@@ -88,25 +171,77 @@ class StoreCommitter:
         A run has finished with its last epoch if only topics of the store take part in it; sinks of other kinds
         commit after the store, and might fail.
         """
+        ledger = summed(one for ack in commit.acks for one in ack.counts)
+        require_balance(ledger)
         if self.store is None:
             return
         from dataflow.state.log.writer import Pending
+
+        assert self._files is not None and self._unread is not None
+        frames = self._written(commit.acks)
+        unread = self._unread.prepare([batch for ack in commit.fresh for batch in ack.unread])
+        self._files.sync()
+        handles = {ack.sink: ack.handle for ack in commit.acks if ack.sink is not None}
+        others = {name: _checked(name, one) for name, one in handles.items() if not isinstance(one, Pending)}
+        record = self._record(commit, ledger, frames, others, finished=commit.finished and not others)
+        pendings = [ack.handle for ack in commit.fresh if isinstance(ack.handle, Pending)]
+        self.store.publish([*pendings, *unread], epoch=record)
+        self._in_use, self._counted = frames, ledger
+        self._files.forget(frames.values())
+        done = replace(record, epoch=commit.epoch + 1, finished=True, ledger={}, added=(), dropped=())
+        self._unfinished = done if commit.finished and others else None
+
+    def _written(self, acks: Sequence[TaskAck]) -> dict[int, Frame]:
+        """All frames that the epoch needs; what is in none yet is written."""
+        from dataflow.state.frames import Frame
+
+        assert self._files is not None
+        frames: list[Frame] = []
+        for ack in acks:
+            for name, snapshot in ack.states:
+                for piece in snapshot.pieces:
+                    if piece.frame is None:
+                        batches = piece.load()
+                        frame = self._files.write(f"state {name}", batches, batches[0].schema)
+                        piece.stored(frame, partial(self._files.read, frame))
+                    frames.append(cast(Frame, piece.frame))
+            frames += cast(Sequence[Frame], ack.staged)
+        return {frame.number: frame for frame in frames}
+
+    def _record(
+        self,
+        commit: Commit,
+        ledger: Mapping[str, StepCounts],
+        frames: Mapping[int, Frame],
+        handles: Mapping[str, object],
+        *,
+        finished: bool,
+    ) -> EpochRecord:
         from dataflow.state.records import EpochRecord
 
-        pendings = [one for one in commit.handles if isinstance(one, Pending)]
-        others = len(pendings) < len(commit.handles)
-        record = EpochRecord(
-            pipeline=self.pipeline,
+        states: dict[str, list[Mapping[str, object]]] = {}
+        for ack in commit.acks:
+            for name, snapshot in ack.states:
+                states.setdefault(name, []).append(snapshot.values)
+        since = {step: counts.since(self._counted.get(step, StepCounts())) for step, counts in ledger.items()}
+        return EpochRecord(
+            pipeline=self.program.name,
             epoch=commit.epoch,
-            finished=commit.finished and not others,
-            graph_hash=self.graph_hash,
-            positions=commit.cut,
-            watermarks={},
-            ledger={},
-        )
-        self.store.publish(pendings, epoch=record)
-        self._unfinished = (
-            replace(record, epoch=commit.epoch + 1, finished=True) if commit.finished and others else None
+            finished=finished,
+            graph_hash=self.program.graph_hash,
+            state_hash=self.program.state_hash,
+            checkpoint={
+                "sources": commit.positions,
+                "states": states,
+                "sinks": handles,
+                "schemas": self.program.schemas,
+            },
+            ledger={
+                step: {name: number for name, number in asdict(counts).items() if number}
+                for step, counts in since.items()
+            },
+            added=[frame for number, frame in frames.items() if number not in self._in_use],
+            dropped=[number for number in self._in_use if number not in frames],
         )
 
     def finish(self) -> None:
@@ -114,8 +249,15 @@ class StoreCommitter:
         if self.store is not None and self._unfinished is not None:
             self.store.publish([], epoch=self._unfinished)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._lock is not None:
-            self._lock.release()
+
+def _checked(sink: str, handle: object) -> object:
+    """A sink's handle as it will be read back."""
+    try:
+        return json.loads(json.dumps(handle, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConnectorError(
+            f"sink `{sink}`: prepare() returned {handle!r}, which is not a JSON value ({error})",
+            code="DF0504",
+            help="return None, a number, a text, or lists and dicts of these: it is kept in the store, and a later run "
+            "gives it to commit()",
+        ) from None

@@ -1,19 +1,21 @@
-"""Starts epochs, counts the sinks' acks, commits; runs in the thread that called `run`.
+"""Drives the epochs of a job: a barrier into the sources, an ack from every task, one commit, then the sinks make it
+visible.
 
-An epoch ends when every sink has prepared it (or has ended). Then the store commits, in one transaction, and
-only after that the sinks make visible what they prepared. A stop is one more epoch after which no unit is
-handed out: windows stay open, nothing is flushed.
+Runs in the thread that called `run`, and only waits there. The next epoch begins when the one before it is
+committed, so there is never more than one barrier on its way. The hard part is the end. Tasks end one by one, and what
+an ended one had to say counts in every later epoch; a sink that has ended prepares once more, and the last commit makes
+visible what they prepared. A stop is one more epoch after which no unit is handed out: windows stay open, nothing is
+flushed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from dataflow.message import Barrier
+from dataflow.runtime.epoch import Commit, Committer, TaskAck
 from dataflow.runtime.job import Job
-from dataflow.runtime.sink_task import SinkTask
 from dataflow.system import Mutex, System
 
 STOP_SECONDS_MAX = 4.5
@@ -22,65 +24,73 @@ WAIT_SECONDS = 0.1
 """Signals are noticed at least this often."""
 
 
-@dataclass(frozen=True)
-class Commit:
-    """What one epoch makes durable."""
+@dataclass(slots=True)
+class EpochCosts:
+    """What epochs cost a run, in seconds: `snapshot` is the longest that any task was kept from its work in each epoch,
+    `stall` the longest that one waited with some inputs blocked, `commit` how long the store took."""
 
-    epoch: int
-    handles: tuple[object, ...]
-    cut: dict[str, dict[str, int]]
-    finished: bool
-
-
-class Committer(Protocol):
-    """Where epochs become durable: the store, or nowhere."""
-
-    def commit(self, commit: Commit) -> None: ...
+    snapshot: float = 0.0
+    stall: float = 0.0
+    commit: float = 0.0
 
 
 @dataclass
 class _Round:
-    """The acks of one epoch."""
+    """The acks of one epoch, by task."""
 
     barrier: Barrier
-    cut: dict[str, dict[str, int]]
-    prepared: dict[int, object] = field(default_factory=dict)
+    acks: dict[int, TaskAck] = field(default_factory=dict)
 
 
 class Coordinator:
     """Drives the epochs of one job until its input has ended, it was stopped, or it failed."""
 
     def __init__(
-        self, system: System, committer: Committer, interval_seconds: float, enough: Callable[[], bool]
+        self,
+        system: System,
+        committer: Committer,
+        interval_seconds: float,
+        enough: Callable[[], bool],
+        *,
+        first_epoch: int = 1,
+        to_head: bool = False,
     ) -> None:
         self.system, self.committer, self.interval_seconds, self.enough = system, committer, interval_seconds, enough
+        self.to_head = to_head
         self._lock: Mutex = system.scheduler.mutex()
         self._changed = system.scheduler.event()
         self._round: _Round | None = None
-        self._ended: dict[int, object] = {}
+        self._ended: dict[int, TaskAck] = {}
         self._committed_ends: set[int] = set()
-        self._epoch = 1
+        self._epoch = first_epoch
+        self._due = self._leave_at = 0.0
         self.epochs = 0
+        self.costs = EpochCosts()
         self.stop_asked = False
         self.stopped = False
         """A barrier that stops has been sent."""
         self.gave_up = False
 
-    # ── called by the sinks' threads ──
+    # ── called by the threads of tasks ──
 
-    def prepared(self, sink: SinkTask, epoch: int, handle: object) -> None:
+    def prepared(self, task: object, epoch: int, ack: TaskAck) -> None:
         with self._lock:
             assert self._round is not None and self._round.barrier.epoch == epoch, epoch
-            self._round.prepared[id(sink)] = handle
+            self._round.acks[id(task)] = ack
         self._changed.set()
 
-    def ended(self, sink: SinkTask, handle: object) -> None:
+    def ended(self, task: object, ack: TaskAck) -> None:
         with self._lock:
-            self._ended[id(sink)] = handle
+            self._ended[id(task)] = ack
+        self._changed.set()
+
+    def epoch_wanted(self) -> None:
+        """Begin the next epoch soon: much waits for it."""
+        self._due = 0.0
         self._changed.set()
 
     def look(self) -> None:
-        """Something has changed: a worker has ended, or failed."""
+        """Something has changed: a worker has ended, or failed; a source is at its head."""
         self._changed.set()
 
     # ── called by the thread of `run` ──
@@ -93,52 +103,69 @@ class Coordinator:
     def run(self, job: Job) -> None:
         """Until the job is over."""
         clock = self.system.clock
-        due = clock.monotonic() + self.interval_seconds
-        leave_at: float | None = None
-        while not job.over:
+        self.begin()
+        while not job.over and not self.gave_up:
             self._changed.clear()
-            self._commit_if_complete(job)
-            now = clock.monotonic()
-            self.stop_asked = self.stop_asked or self.enough()
-            if self.stop_asked and leave_at is None:
-                leave_at = now + STOP_SECONDS_MAX
-            if leave_at is not None and now >= leave_at:
-                self.gave_up = True
-                return
-            if self._round is None and (now >= due or (self.stop_asked and not self.stopped)):
-                self._begin(job)
-                due = now + self.interval_seconds
+            self.turn(job)
             if not job.over:
-                self._changed.wait(min(WAIT_SECONDS, max(due - clock.monotonic(), 0.001)))
+                self._changed.wait(min(WAIT_SECONDS, max(self._due - clock.monotonic(), 0.001)))
 
-    def _begin(self, job: Job) -> None:
+    def begin(self) -> None:
+        """The clock of the epochs starts."""
+        self._due = self.system.clock.monotonic() + self.interval_seconds
+        self._leave_at = 0.0
+
+    def turn(self, job: Job) -> None:
+        """Commit what is complete; begin what is due."""
+        self._commit_if_complete(job)
+        now = self.system.clock.monotonic()
+        self.stop_asked = self.stop_asked or self.enough()
+        if self.stop_asked and not self._leave_at:
+            self._leave_at = now + STOP_SECONDS_MAX
+        if self._leave_at and now >= self._leave_at:
+            self.gave_up = True
+            return
+        stops = self.stop_asked or (self.to_head and job.at_head)
+        if self._round is None and not job.over and (now >= self._due or (stops and not self.stopped)):
+            self._begin(job, stops)
+            self._due = now + self.interval_seconds
+
+    def _begin(self, job: Job, stops: bool) -> None:
         """Send a barrier through the job; one that stops, if that was asked for."""
-        self.stopped = self.stop_asked
+        self.stopped = stops
         barrier = Barrier(self._epoch, stop=self.stopped)
-        self._round = _Round(barrier, {})
-        self._round.cut = job.begin_epoch(barrier)
-        self._epoch += 1
+        self._round = _Round(barrier)
+        job.begin_epoch(barrier)
 
     def _commit_if_complete(self, job: Job) -> None:
-        """Commit when every sink has prepared the epoch or has ended."""
+        """Commit when every task has acked the epoch or has ended."""
         with self._lock:
-            sinks = job.sinks
-            prepared = self._round.prepared if self._round is not None else {}
-            all_ended = all(id(sink) in self._ended for sink in sinks)
-            fresh_ends = {key: handle for key, handle in self._ended.items() if key not in self._committed_ends}
-            complete = all(id(sink) in prepared or id(sink) in self._ended for sink in sinks)
-            if not complete or not (prepared or fresh_ends) or not (self._round or all_ended):
+            round_acks = self._round.acks if self._round is not None else {}
+            acks = self._ended | round_acks
+            fresh_ends = self._ended.keys() - self._committed_ends
+            all_ended = len(self._ended) == len(job.tasks)
+            if len(acks) < len(job.tasks) or not (round_acks or fresh_ends) or not (self._round or all_ended):
                 return
-            cut = self._round.cut if self._round is not None else {}
             self._round = None
-        self._commit(job, prepared | fresh_ends, cut, all_ended)
-
-    def _commit(self, job: Job, handles: dict[int, object], cut: dict[str, dict[str, int]], all_ended: bool) -> None:
+        fresh = round_acks.keys() | fresh_ends
         self._committed_ends |= self._ended.keys()
         finished = all_ended and not self.stopped
+        began = self.system.clock.monotonic()
+        self.committer.commit(
+            Commit(
+                self._epoch,
+                [acks[id(task)] for task in job.tasks],
+                [acks[id(task)] for task in job.tasks if id(task) in fresh],
+                job.positions(ended=not round_acks and not self.stopped),
+                finished,
+            )
+        )
+        self.costs.commit += self.system.clock.monotonic() - began
+        self.costs.snapshot += max(ack.seconds for ack in acks.values())
+        self.costs.stall += max(ack.stalled for ack in acks.values())
+        self._epoch += 1
         self.epochs += 1
-        self.committer.commit(Commit(self.epochs, tuple(handles.values()), cut, finished))
         for sink in job.sinks:
-            if id(sink) in handles:
+            if id(sink) in fresh:
                 sink.commit()
         job.wake()

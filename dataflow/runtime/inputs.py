@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
+from dataflow.kernels.gateway import column_of, ints_of
 from dataflow.message import (
     DERIVED,
     TIME_MAX_US,
@@ -24,18 +27,33 @@ from dataflow.message import (
     End,
     Int64Array,
     Message,
-    Place,
     Progress,
     Watermark,
 )
-from dataflow.operators.base import ReadRequest, Rows, StreamType, event_time_us
+from dataflow.operators.base import Piece, ReadRequest, Rows, Saved, Snapshot, StreamType, event_time_us
 from dataflow.runtime.channel import Channel, Pace
 from dataflow.runtime.dispenser import Dispenser, PartitionEnd, Unit
 from dataflow.runtime.exchange import Edge
 from dataflow.state.order import canonical_order
 
 
-class SourceInput:
+class StatelessInput:
+    """An input of which nothing outlives a run."""
+
+    state_name: str | None = None
+
+    @property
+    def is_aligning(self) -> bool:
+        return False
+
+    def snapshot(self) -> Snapshot:
+        raise NotImplementedError
+
+    def restore(self, saved: Saved) -> None:
+        raise NotImplementedError
+
+
+class SourceInput(StatelessInput):
     """Decodes the units of a source, one after the other."""
 
     def __init__(
@@ -45,42 +63,53 @@ class SourceInput:
         self._edges = edges
         self._tells_progress = any(edge.ordered for edge in edges)
         self.rows_total = 0
-        self._reading: Iterator[Rows] | None = None
+        self._unit: Unit | None = None
+        self._reading: Iterator[Rows] = iter(())
         self._ahead: Rows | None = None
-        self._place = Place(0, 0, 0)
-        self._progress_sent = -1
         self._batch: Batch | None = None
+        self._progress_sent = self._next_sequence = -1
         self._pace = Pace(PACE_ROWS_MAX)
 
     def poll(self) -> Message | PartitionEnd | None:
         """The next message of this task; None when there is nothing to read now."""
-        if self._batch is None and self._ahead is not None:
-            self._batch = self._decoded()
-        if self._batch is not None:
-            return self._cut_or_slice(self._batch)
-        if self._reading is not None:
-            self._reading = None
-            if (progress := self._progress(self._place.sequence + 1)) is not None:
-                return progress
+        if self._unit is not None:
+            return self._go_on(self._unit)
+        if (progress := self._progress(self._next_sequence)) is not None:
+            return progress
         taken = self.dispenser.take(self.task)
-        if isinstance(taken, Unit):
-            self._place = taken.place
-            self._reading = iter(taken.split.read())
-            self._ahead = next(self._reading, None)
-            assert self._ahead is not None, "a split has at least one Rows"
-            self._batch = self._decoded()
-            # Said before the unit's rows: they may wait for another task, which may wait for a gather to hear this.
-            return self._progress(self._place.sequence) or self._slice(self._batch)
-        return self._progress(self.dispenser.sequence) if taken is None else taken
+        if not isinstance(taken, Unit):
+            return self._progress(self.dispenser.sequence) if taken is None else taken
+        self._unit = taken
+        self._reading = iter(taken.split.read())
+        self._ahead = next(self._reading, None)
+        assert self._ahead is not None, "a split has at least one Rows"
+        # Said before the unit's rows: they may wait for another task, which may wait for a gather to hear this.
+        return self._progress(taken.place.sequence) or self._go_on(taken)
 
-    def _cut_or_slice(self, batch: Batch) -> Batch | Barrier:
-        """A barrier may come between the slices of a batch; one that stops leaves the other rows unread."""
-        barrier = self.dispenser.barrier_inside(self.task)
-        if barrier is None:
-            return self._slice(batch)
-        if barrier.stop:
-            self._batch = self._ahead = self._reading = None
-        return barrier
+    def _go_on(self, unit: Unit) -> Message | None:
+        """The next slice of the unit; or the barrier, which may come between two; or None while others go first."""
+        barrier = self.dispenser.barrier_for(self.task, unit)
+        if barrier is not None:
+            if barrier.stop:  # the other rows are left unread
+                self._unit = self._batch = self._ahead = None
+            return barrier
+        if self._batch is None:
+            self._batch = self._decoded(unit)
+        if not unit.is_entered:
+            if not self.dispenser.enter(self.task, unit, self._takes_long(self._batch)):
+                return None
+        elif unit.by_turn and not self._takes_long(self._batch):
+            self.dispenser.let_pass(unit)
+        made = self._slice(self._batch)
+        unit.rows += made.num_rows
+        if self._batch is None and self._ahead is None:
+            self.dispenser.through(unit)
+            self._unit, self._next_sequence = None, unit.place.sequence + 1
+        return made
+
+    def _takes_long(self, batch: Batch) -> bool:
+        """Whether the rest of the unit, as far as it is known, keeps the task for more than a moment."""
+        return batch.num_rows > MOMENT * self.slice_rows
 
     @property
     def slice_rows(self) -> int:
@@ -106,11 +135,10 @@ class SourceInput:
         self._progress_sent = sequence
         return Progress(sequence)
 
-    def _decoded(self) -> Batch:
-        assert self._reading is not None and self._ahead is not None
+    def _decoded(self, unit: Unit) -> Batch:
+        assert self._ahead is not None
         rows, self._ahead = self._ahead, next(self._reading, None)
-        last = self._ahead is None
-        place = self._place if last else Place(self._place.partition, self._place.unit, self._place.sequence, False)
+        place = unit.place if self._ahead is None else replace(unit.place, last=False)
         positions = None
         if self.positions:
             first = rows.first_position + (place.partition << POSITION_BITS)
@@ -122,13 +150,16 @@ class SourceInput:
         self._pace.measure(rows, seconds)
 
 
+MOMENT = 4
+"""Times half a second: a unit that takes longer is entered when all earlier ones are through, so that an epoch need
+not wait for it."""
 PACE_ROWS_MAX = 1 << 30
 """A fast task gets its units whole."""
 POSITION_BITS = 46
 """A position in a partition takes the low bits (70 T rows or bytes), the partition's number the others."""
 
 
-class MergedInput:
+class MergedInput(StatelessInput):
     """Messages of several channels as they come: for state that does not depend on their order."""
 
     def __init__(self, channels: Sequence[Channel]) -> None:
@@ -180,6 +211,10 @@ class MergedInput:
             return None
         self._blocked = [None] * len(self.channels)
         return barrier
+
+    @property
+    def is_aligning(self) -> bool:
+        return any(one is not None for one in self._blocked)
 
     def _watermark(self) -> Watermark | None:
         least = min(self._watermarks_us)
@@ -251,11 +286,14 @@ class OrderedInput(MergedInput):
 
 
 class TimeOrderedInput(MergedInput):
-    """Rows that keyed steps made, by event time and then by key; rows wait until the watermark has passed them."""
+    """Rows that keyed steps made, by event time and then by key; rows wait until the watermark has passed them.
 
-    def __init__(self, channels: Sequence[Channel], kind: StreamType, positions: bool) -> None:
+    With `state_name`, a run that is stopped keeps rows that wait for the next one; without, it lets them go.
+    """
+
+    def __init__(self, channels: Sequence[Channel], kind: StreamType, positions: bool, state_name: str | None) -> None:
         super().__init__(channels)
-        self.kind, self.positions = kind, positions
+        self.kind, self.positions, self.state_name = kind, positions, state_name
         self._held: list[Batch] = []
         self._ready: deque[Message] = deque()
         self._emitted = 0
@@ -274,14 +312,38 @@ class TimeOrderedInput(MergedInput):
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Watermark):
             self._release(message.time_us)
-        elif (isinstance(message, Barrier) and message.stop) or isinstance(message, End):
+        elif self._lets_go(message):
             self._release(TIME_MAX_US)
         self._ready.append(message)
+
+    def _lets_go(self, message: Message) -> bool:
+        """Whether no later watermark will let the rows go."""
+        if isinstance(message, End):
+            return message.flush
+        return isinstance(message, Barrier) and message.stop and self.state_name is None
 
     def consumed(self, rows: int, seconds: float) -> None:
         """The rows of a released batch came through all channels."""
         for channel in self.channels:
             channel.consumed(rows, seconds)
+
+    def snapshot(self) -> Snapshot:
+        """The rows that wait, and how many have left."""
+        kept = [self._to_keep(batch) for batch in self._held]
+        return Snapshot({"emitted": self._emitted}, [Piece(kept)] if kept else [])
+
+    def _to_keep(self, batch: Batch) -> pa.RecordBatch:
+        names = list(batch.columns)
+        schema = pa.schema([self.kind.schema.field(name) for name in names])
+        return batch.to_record_batch(schema).append_column(TIME, column_of(self._times_us(batch)))
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from what was kept. Before any message."""
+        self._emitted = max((cast(int, one["emitted"]) for one in saved.values), default=0)
+        for batch in saved.batches():
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            time_us = ints_of(columns.pop(TIME))
+            self._held.append(Batch(columns, batch.num_rows, DERIVED, time_us=time_us))
 
     def _release(self, watermark_us: int) -> None:
         """Put the rows before the watermark in order; hold the others on."""
@@ -321,6 +383,10 @@ class TimeOrderedInput(MergedInput):
 
     def _times_us(self, batch: Batch) -> Int64Array:
         return event_time_us(batch, self.kind.event_time)
+
+
+TIME = "#time"
+"""The column of kept rows that has their event time; users cannot type its name."""
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:

@@ -6,7 +6,7 @@ leave the last commit as it is, and reach the user with the line of the step tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -18,6 +18,7 @@ from dataflow.operators.base import (
     UNIT_ROWS,
     Operator,
     OperatorContext,
+    Position,
     ReadRequest,
     Receiver,
     Sink,
@@ -29,13 +30,14 @@ from dataflow.operators.base import (
 from dataflow.plan import EdgePlan, OperatorPlan, Order, Plan, StagePlan
 from dataflow.runtime.channel import Channel
 from dataflow.runtime.dispenser import Dispenser
+from dataflow.runtime.epoch import Acks, Resume
 from dataflow.runtime.exchange import Edge
 from dataflow.runtime.inputs import MergedInput, OrderedInput, SourceInput, TimeOrderedInput
-from dataflow.runtime.ledger import SHOWN_MAX, UnreadRows, summed
-from dataflow.runtime.sink_task import Acks, SinkTask
-from dataflow.runtime.task import Input, Task
+from dataflow.runtime.ledger import summed
+from dataflow.runtime.sink_task import SinkTask
+from dataflow.runtime.task import Input, Parts, Task
+from dataflow.runtime.unread import Unread, UnreadRows
 from dataflow.runtime.worker import Worker
-from dataflow.schema import shown_values
 from dataflow.system import System, Thread
 
 JOIN_SECONDS = 5.0
@@ -53,15 +55,26 @@ class Failure:
 
 
 class Job:
-    """One run of a plan. `acks` hears of the sinks' epochs."""
+    """One run of a plan. `acks` hears of the tasks' epochs; `resume` tells where an earlier run left off."""
 
-    def __init__(self, plan: Plan, system: System, *, name: str, store: object | None, acks: Acks) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        system: System,
+        *,
+        name: str,
+        store: object | None,
+        acks: Acks,
+        resume: Resume | None = None,
+        to_head: bool = False,
+    ) -> None:
         self.plan, self.system, self.name, self.store, self.acks = plan, system, name, store, acks
+        self.resume, self.to_head = resume or Resume(), to_head
         self.failure: Failure | None = None
-        self.counts: list[tuple[str, StepCounts]] = []
-        self.unread: list[UnreadRows] = []
-        self.dispensers: list[Dispenser] = []
+        self.dispensers: dict[str, Dispenser] = {}
+        """By the name of the source."""
         self.sources: list[SourceInput] = []
+        self.tasks: list[Task] = []
         self.sinks: list[SinkTask] = []
         self.unsettled: list[str] = []
         """Sinks that could neither commit their part of the last epoch nor take it back."""
@@ -81,7 +94,9 @@ class Job:
         tasks: dict[Worker, list[Task]] = {worker: [] for worker in self.workers}
         for stage in self.plan.stages:
             for number, worker in enumerate(placed[stage.number]):
-                tasks[worker].append(self._task(stage, number, channels, partitions))
+                task = self._task(stage, number, channels, partitions)
+                tasks[worker].append(task)
+                self.tasks.append(task)
         for worker, own in tasks.items():
             worker.tasks = own[::-1]  # receivers first
 
@@ -118,14 +133,25 @@ class Job:
         sources = [stage for stage in self.plan.stages if stage.source is not None]
         for stage in sorted(sources, key=_stage_name):
             source, request = self._source(stage).source, self._request(stage)
-            lock = self.system.scheduler.mutex()
+            node, name = cast(Node, stage.source), _stage_name(stage)
             try:
-                opened[stage.number] = Dispenser(source, request, first, stage.parallelism, lock)
+                opened[stage.number] = self.dispensers[name] = Dispenser(
+                    source,
+                    request,
+                    first,
+                    stage.parallelism,
+                    self.system.scheduler.mutex(),
+                    positions=self.resume.positions.get(name),
+                    wake=self._look_again,
+                )
             except DataflowError as error:
-                raise error.at(cast(Node, stage.source).origin) from None
-            first = opened[stage.number].partitions.stop
-        self.dispensers = list(opened.values())
+                raise error.at(node.origin) from None
+            first += len(opened[stage.number].partitions)
         return opened
+
+    def _look_again(self) -> None:
+        self.wake()
+        self.acks.look()
 
     def _source(self, stage: StagePlan) -> SourceSpec:
         return cast(SourceSpec, cast(Node, stage.source).spec)
@@ -139,6 +165,7 @@ class Job:
             self.store,
             stage.times,
             lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
+            self.to_head,
         )
 
     def _task(
@@ -151,7 +178,10 @@ class Job:
         name = f"{_stage_name(stage)}-{number}"
         if stage.sink is not None:
             return self._sink_task(name, stage, self._merging(stage, number, channels[stage.number]))
-        partitions = [p for s in stage.partitions for p in dispensers[s].partitions]
+        partitions: dict[int, str] = {}
+        for sender in stage.partitions:
+            source_name = _stage_name(self.plan.stages[sender])
+            partitions |= {p: f"{source_name}/{n}" for p, n in dispensers[sender].partitions.items()}
         builder = _TaskBuilder(self, number, partitions, channels)
         root = joined([builder.receiver(stage, one) for one in stage.roots])
         source: Input
@@ -159,7 +189,25 @@ class Job:
             source = self._reading(stage, number, dispensers[stage.number], builder.edges)
         else:
             source = self._merging(stage, number, channels[stage.number])
-        return Task(name, source, root, builder.operators, builder.edges, self.system.clock)
+        parts = Parts(
+            name,
+            source,
+            root,
+            builder.operators,
+            builder.edges,
+            builder.counts,
+            builder.unread,
+            self.resume.durable,
+        )
+        return self._restored(Task(parts, self.acks, self.system.clock))
+
+    def _restored(self, task: Task) -> Task:
+        """Give what an earlier run has kept to the operators of a task."""
+        for one in task.keepers:
+            saved = self.resume.states.get(one.state_name) if one.state_name is not None else None
+            if saved is not None:
+                one.restore(saved)
+        return task
 
     def _reading(self, stage: StagePlan, number: int, dispenser: Dispenser, edges: Sequence[Edge]) -> Input:
         source = SourceInput(dispenser, self._request(stage), number, stage.positions, edges)
@@ -171,7 +219,9 @@ class Job:
         channels = [to[number] for edge in incoming for to in edge]
         if stage.order is Order.TIME:
             assert stage.order_type is not None
-            return TimeOrderedInput(channels, stage.order_type, stage.positions)
+            node = cast(Node, stage.sink or stage.gathers_for)
+            name = f"{node.stable_name}/order" if self.resume.durable else None
+            return TimeOrderedInput(channels, stage.order_type, stage.positions, name)
         if stage.order is Order.SEQUENCE:
             # Only the tasks of one source hand out units in one order; others are merged as they come.
             groups = [
@@ -185,21 +235,30 @@ class Job:
     def _sink_task(self, name: str, stage: StagePlan, source: Input) -> SinkTask:
         node = cast(Node, stage.sink)
         spec = cast(SinkSpec, node.spec)
-        schema = node.inputs[0].type.schema
+        schema, sink_name = node.inputs[0].type.schema, node.stable_name
+        staging = self.resume.staging(sink_name, schema)
+        context = SinkContext(
+            schema, self.system, self.store, self.name, sink_name, self.resume.run, node.type.bounded, staging
+        )
         try:
-            sink: Sink = spec.make(SinkContext(schema, self.system, self.store, self.name))
+            sink: Sink = spec.make(context)
+            if self.resume.durable:
+                _recover(sink, self.resume.handles.get(sink_name))
+            task = SinkTask(
+                Parts(name, source, Receiver(), counts=[(node.label, StepCounts())], durable=self.resume.durable),
+                self.acks,
+                self.system.clock,
+                sink=sink,
+                sink_name=sink_name,
+                schema=schema,
+                staging=staging,
+                epoch=self.resume.epoch + 1,
+            )
         except DataflowError as error:
             raise error.at(node.origin) from None
-        counts = self.counts_of(node.label)
-        task = SinkTask(name, source, sink, schema, counts, self.acks, self.system.clock)
+        self._restored(task)
         self.sinks.append(task)
         return task
-
-    def counts_of(self, step: str) -> StepCounts:
-        """New counts for one operator."""
-        counts = StepCounts()
-        self.counts.append((step, counts))
-        return counts
 
     def shared(self, key: object, make: Callable[[], object]) -> object:
         """One object for all tasks."""
@@ -229,16 +288,20 @@ class Job:
     def over(self) -> bool:
         return self.failure is not None or all(worker.ended for worker in self.workers)
 
-    def begin_epoch(self, barrier: Barrier) -> dict[str, dict[str, int]]:
-        """Cut the input of every source; returns the units before the cut by source and partition."""
-        cut = {}
-        for stage, dispenser in zip(self._source_stages(), self.dispensers, strict=True):
-            cut[_stage_name(stage)] = dispenser.begin_epoch(barrier)
+    def begin_epoch(self, barrier: Barrier) -> None:
+        """Cut the input of every source."""
+        for dispenser in self.dispensers.values():
+            dispenser.begin_epoch(barrier)
         self.wake()
-        return cut
 
-    def _source_stages(self) -> list[StagePlan]:
-        return sorted((stage for stage in self.plan.stages if stage.source is not None), key=_stage_name)
+    def positions(self, *, ended: bool) -> dict[str, dict[str, Position]]:
+        """Where the sources are cut, by source and partition; when all tasks have got the barrier, or have ended."""
+        return {name: dispenser.positions(ended=ended) for name, dispenser in self.dispensers.items()}
+
+    @property
+    def at_head(self) -> bool:
+        """Whether all that is there has been read; only in a run that ends there."""
+        return all(dispenser.at_head for dispenser in self.dispensers.values())
 
     def fail(self, task: Task, error: BaseException) -> None:
         """The first failure ends the job; called by a worker."""
@@ -289,7 +352,13 @@ class Job:
                     self.fail(task, error)
 
     def ledger(self) -> dict[str, StepCounts]:
-        return summed(self.counts)
+        """Where each row went, by step, as far as the tasks have come."""
+        return summed(one for task in self.tasks for one in task.parts.counts)
+
+    @property
+    def unread(self) -> list[UnreadRows]:
+        """Late and error rows that no later step reads."""
+        return [one.rows for task in self.tasks for one in task.parts.unread]
 
     def raise_failure(self) -> None:
         """Raise what ended the job, as an error that names the user's step and line."""
@@ -315,23 +384,32 @@ class _TaskBuilder:
     """Builds the operators and edges of one task."""
 
     def __init__(
-        self, job: Job, number: int, partitions: Sequence[int], channels: dict[int, list[list[list[Channel]]]]
+        self, job: Job, number: int, partitions: Mapping[int, str], channels: dict[int, list[list[list[Channel]]]]
     ) -> None:
         self.job, self.number, self.partitions, self.channels = job, number, partitions, channels
         self.operators: list[Operator] = []
         self.edges: list[Edge] = []
+        self.counts: list[tuple[str, StepCounts]] = []
+        self.unread: list[Unread] = []
 
     def receiver(self, stage: StagePlan, plan: OperatorPlan | EdgePlan) -> Receiver:
         if isinstance(plan, EdgePlan):
             return self._edge(stage, plan)
         node, job = plan.node, self.job
+        counts = StepCounts()
+        self.counts.append((node.label, counts))
         context = OperatorContext(
             job.system,
             node.label,
-            job.counts_of(node.label),
+            counts,
             self.partitions,
             job.wake,
             lambda make: job.shared(plan, make),
+            node.stable_name,
+            self.number,
+            stage.parallelism,
+            job.resume.durable,
+            job.acks.epoch_wanted,
         )
         operator = plan.build(context)
         self.operators.append(operator)
@@ -343,7 +421,11 @@ class _TaskBuilder:
         receivers = [self.receiver(stage, one) for one in plan.ports.get(port, ())]
         if receivers or port == "out":
             return joined(receivers)
-        return Unread(self.job, plan.node.label, port)
+        name = plan.node.stable_name
+        durable, wanted = self.job.resume.durable, self.job.acks.epoch_wanted
+        unread = Unread(plan.node.label, port, name, keeps=durable, epoch_wanted=wanted)
+        self.unread.append(unread)
+        return unread
 
     def _edge(self, stage: StagePlan, plan: EdgePlan) -> Edge:
         target = plan.target
@@ -385,27 +467,18 @@ def joined(receivers: Sequence[Receiver]) -> Receiver:
     return receivers[0] if len(receivers) == 1 else Fan(receivers)
 
 
-class Unread(Receiver):
-    """Late or error rows that no later step reads: counted, and the first ones kept for the user."""
-
-    def __init__(self, job: Job, step: str, port: str) -> None:
-        self.rows = UnreadRows(step, port)
-        job.unread.append(self.rows)
-
-    def on_batch(self, batch: Batch) -> None:
-        room = SHOWN_MAX - len(self.rows.first)
-        if room > 0:
-            shown = {name: shown_values(column.slice(0, room)) for name, column in batch.columns.items()}
-            self.rows.first += [
-                ", ".join(f"{name}={value}" for name, value in zip(shown, row, strict=True) if value is not None)
-                for row in zip(*shown.values(), strict=True)
-            ]
-        self.rows.rows += batch.num_rows
-
-
 def _stage_name(stage: StagePlan) -> str:
     node = stage.source or stage.sink
     return node.stable_name if node is not None else f"stage {stage.number}"
+
+
+def _recover(sink: Sink, handle: object) -> None:
+    """Let a sink finish what the last run has committed, and clear away what it has not."""
+    recover = getattr(sink, "recover", None)
+    if recover is not None:
+        recover(handle)
+    elif handle is not None:
+        sink.commit(handle)
 
 
 def _failed_step(error: BaseException) -> str | None:

@@ -1,25 +1,11 @@
-"""Where each row of a run went, by step; summed over the tasks when the run is over."""
+"""Where each row went, by step: summed over the tasks, for each epoch and for the whole run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
+from dataflow.errors import RunError
 from dataflow.operators.base import StepCounts
-
-
-@dataclass(slots=True)
-class UnreadRows:
-    """Late or error rows that no later step reads: how many, and the first ones for the message."""
-
-    step: str
-    port: str
-    rows: int = 0
-    first: list[str] = field(default_factory=list)
-
-
-SHOWN_MAX = 10
-"""Unread rows that are told one by one; the others are counted."""
 
 
 def summed(counts: Iterable[tuple[str, StepCounts]]) -> dict[str, StepCounts]:
@@ -28,3 +14,14 @@ def summed(counts: Iterable[tuple[str, StepCounts]]) -> dict[str, StepCounts]:
     for step, one in counts:
         total.setdefault(step, StepCounts()).add(one)
     return total
+
+
+def require_balance(ledger: Mapping[str, StepCounts]) -> None:
+    """Raise unless every row that came into a step is accounted for. It would be our own mistake."""
+    for step, counts in ledger.items():
+        if not counts.is_balanced:
+            raise RunError(
+                f"{step}: rows are not accounted for ({counts}); the epoch was not committed",
+                code="DF0901",
+                help="this is a mistake of dataflow: please report it with the pipeline; the last commit stands",
+            )

@@ -7,35 +7,37 @@ slices of what it was seen to write in half a second, so that a signal is heard.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from dataclasses import replace
 
 import pyarrow as pa
 
 from dataflow.message import Barrier, Batch, End
-from dataflow.operators.base import Receiver, Sink, StepCounts
+from dataflow.operators.base import Receiver, Sink, SinkStaging, StepCounts
 from dataflow.runtime.channel import CHANNEL_ROWS_MAX, Pace
-from dataflow.runtime.task import Input, Task, TaskPhase
+from dataflow.runtime.epoch import Acks, TaskAck
+from dataflow.runtime.task import Parts, Task, TaskPhase
 from dataflow.system import Clock
 
 
-class Acks(Protocol):
-    """Who wants to know of sinks and workers: the coordinator."""
-
-    def prepared(self, sink: SinkTask, epoch: int, handle: object) -> None: ...
-    def ended(self, sink: SinkTask, handle: object) -> None: ...
-    def look(self) -> None: ...
-
-
 class SinkTask(Task):
-    """The task that owns one sink of a run."""
+    """The task that owns one sink of a run; `sink_name` is its stable name, `epoch` the one that it begins with."""
 
     def __init__(
-        self, name: str, source: Input, sink: Sink, schema: pa.Schema, counts: StepCounts, acks: Acks, clock: Clock
+        self,
+        parts: Parts,
+        acks: Acks,
+        clock: Clock,
+        *,
+        sink: Sink,
+        sink_name: str,
+        schema: pa.Schema,
+        staging: SinkStaging | None,
+        epoch: int,
     ) -> None:
+        ((_, counts),) = parts.counts
         self.writer = _Writer(sink, schema, counts, clock)
-        super().__init__(name, source, self.writer, [], [], clock)
-        self.sink, self.acks = sink, acks
-        self.epoch = 1
+        super().__init__(replace(parts, root=self.writer), acks, clock)
+        self.sink, self.sink_name, self.staging, self.epoch = sink, sink_name, staging, epoch
         self.handle: object = None
         self._waits_for_commit = False
         self._commit_now = False
@@ -52,14 +54,23 @@ class SinkTask(Task):
         return super().turn()
 
     def on_barrier(self, barrier: Barrier) -> None:
-        self.handle = self.sink.prepare(self.epoch)
-        self._waits_for_commit = True
-        self.acks.prepared(self, barrier.epoch, self.handle)
+        self.epoch = barrier.epoch
+        self._prepare()
+        self.acks.prepared(self, barrier.epoch, self.ack())
 
     def on_end(self, end: End) -> None:
+        if end.flush and (told := getattr(self.sink, "end", None)) is not None:
+            told()
+        self._prepare()
+        self.acks.ended(self, self.ack())
+
+    def _prepare(self) -> None:
         self.handle = self.sink.prepare(self.epoch)
         self._waits_for_commit = True
-        self.acks.ended(self, self.handle)
+
+    def ack(self) -> TaskAck:
+        staged = () if self.staging is None else tuple(self.staging.frames)
+        return replace(super().ack(), sink=self.sink_name, handle=self.handle, staged=staged)
 
     def commit(self) -> None:
         """The store has committed what was prepared; called by the coordinator, done in the sink's own thread."""

@@ -7,21 +7,49 @@ operator still holds rows that wait for another task, and when everything made b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Protocol
 
 from dataflow.message import Barrier, Batch, End, Message, Progress, Watermark
-from dataflow.operators.base import Operator, Receiver
+from dataflow.operators.base import Operator, Receiver, Saved, Snapshot, StepCounts
 from dataflow.runtime.dispenser import PartitionEnd
+from dataflow.runtime.epoch import Acks, TaskAck
 from dataflow.runtime.exchange import Edge
+from dataflow.runtime.unread import Unread
 from dataflow.system import Clock
 
 
 class Input(Protocol):
     """What a task reads (`runtime/inputs.py`)."""
 
+    state_name: str | None
+    """The name under which its snapshot is kept; None where nothing of it outlives a run."""
+
+    @property
+    def is_aligning(self) -> bool:
+        """Whether a barrier has come on some channels and not on all."""
+        ...
+
     def poll(self) -> Message | PartitionEnd | None: ...
     def consumed(self, rows: int, seconds: float) -> None: ...
+    def snapshot(self) -> Snapshot: ...
+    def restore(self, saved: Saved) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a task consists of, from its input to its edges."""
+
+    name: str
+    input: Input
+    root: Receiver
+    operators: Sequence[Operator] = ()
+    edges: Sequence[Edge] = ()
+    counts: Sequence[tuple[str, StepCounts]] = ()
+    unread: Sequence[Unread] = field(default=())
+    durable: bool = False
+    """Whether snapshots are wanted."""
 
 
 class TaskPhase(Enum):
@@ -36,20 +64,20 @@ class TaskPhase(Enum):
 class Task:
     """One running instance of a stage. Turned by one thread."""
 
-    def __init__(
-        self, name: str, source: Input, root: Receiver, operators: Sequence[Operator], edges: Sequence[Edge],
-        clock: Clock,
-    ) -> None:  # fmt: skip
-        self.name, self.input, self.root, self.operators, self.edges = name, source, root, operators, edges
-        self.clock = clock
+    def __init__(self, parts: Parts, acks: Acks, clock: Clock) -> None:
+        self.parts, self.acks, self.clock = parts, acks, clock
+        self.name, self.input, self.root, self.edges = parts.name, parts.input, parts.root, parts.edges
         self.phase = TaskPhase.RUNNING
-        self._holders = [operator for operator in operators if operator.may_hold]
+        self._holders = [operator for operator in parts.operators if operator.may_hold]
         self._parked: Barrier | End | None = None
         self._ending = False
         self._unsent = False
         """Whether an edge may keep something that did not fit into its channel."""
         self._rows_taken = 0
         self._taken_at: float | None = None
+        self._stalled = 0.0
+        self._stalled_since: float | None = None
+        """When the task found nothing to read beside an input that waits at a barrier."""
 
     @property
     def ended(self) -> bool:
@@ -75,7 +103,12 @@ class Task:
             return moved
         message = self.input.poll()
         if message is None:
+            if self.input.is_aligning and self._stalled_since is None:
+                self._stalled_since = self.clock.monotonic()
             return moved
+        if self._stalled_since is not None:
+            self._stalled += self.clock.monotonic() - self._stalled_since
+            self._stalled_since = None
         self._handle(message)
         self._flushed()
         return True
@@ -107,9 +140,6 @@ class Task:
             self.root.on_partition_end(message.partition, message.units_total)
         else:
             self._parked, self.phase = message, TaskPhase.SETTLING
-            if isinstance(message, Barrier) and message.stop:
-                for operator in self._holders:
-                    operator.discard()
             self._unpark()
 
     def _unpark(self) -> bool:
@@ -129,7 +159,15 @@ class Task:
         return True
 
     def on_barrier(self, barrier: Barrier) -> None:
-        """Everything before the barrier has been handed on."""
+        """Everything before the barrier has been handed on, but for what a snapshot keeps."""
+        began = self.clock.monotonic()
+        if self.parts.durable:
+            for operator in self.parts.operators:
+                operator.on_barrier()
+        ack = self.ack()
+        seconds = self.clock.monotonic() - began
+        self.acks.prepared(self, barrier.epoch, replace(ack, seconds=seconds, stalled=self._stalled))
+        self._stalled, self._stalled_since = 0.0, None
 
     def _end(self, end: End) -> None:
         if end.flush:
@@ -139,6 +177,20 @@ class Task:
 
     def on_end(self, end: End) -> None:
         """Nothing more will come."""
+        self.acks.ended(self, self.ack())
+
+    @property
+    def keepers(self) -> Sequence[Input | Operator]:
+        """What may have state that outlives a run."""
+        return (self.input, *self.parts.operators)
+
+    def ack(self) -> TaskAck:
+        """What the task keeps and has counted, as it is now."""
+        states = []
+        if self.parts.durable:
+            states = [(one.state_name, one.snapshot()) for one in self.keepers if one.state_name is not None]
+        counts = [(step, replace(one)) for step, one in self.parts.counts]
+        return TaskAck(states, counts, [batch for one in self.parts.unread for batch in one.take()])
 
 
 HELD_MAX = 4

@@ -6,12 +6,15 @@ name, and not by a kernel far behind it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import EndOfInput, Idle, ReadRequest, Source, SourceReader, paced
+from dataflow.operators.base import EndOfInput, Idle, Position, ReadRequest, Source, SourceReader, paced
 from dataflow.operators.sources.arrow import ArrowSplit, asked_types
 from dataflow.schema import plain_schema, to_schema, type_name
 from dataflow.system import System
@@ -45,24 +48,43 @@ class UserSource:
             raise self._broken(f"partitions() returned {names!r}", "return names, each once")
         return names
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[ArrowSplit | Idle]:
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[UserSplit | Idle]:
+        """A position is what the reader calls its own before a batch, how many rows of that batch have been read, and
+        how many rows of the partition before it."""
         name = self.partitions(request)[partition]
-        reader = self.source.open(name, None)
+        before, skipped, first = _read_position(position)
+        reader = self.source.open(name, before)
         if not isinstance(reader, SourceReader):
             raise self._broken(
-                f"open({name!r}, None) returned {type(reader).__name__}", "return a reader: read(rows_max), position()"
+                f"open({name!r}, {before!r}) returned {type(reader).__name__}",
+                "return a reader: read(rows_max), position()",
             )
         types = asked_types(self._schema, request)
-        first = 0
-        while not isinstance(found := reader.read(request.unit_rows()), EndOfInput):
+        while not isinstance(found := reader.read(request.unit_rows() + skipped), EndOfInput):
             if isinstance(found, Idle):
                 yield found
+                if request.to_head:
+                    return
                 continue
             self._check(found)
-            for start, length in paced(found.num_rows, request):
-                part = found.slice(start, length)
-                yield ArrowSplit(part, types, first)
+            after = self._position_of(reader)
+            begin, skipped = min(skipped, found.num_rows), max(skipped - found.num_rows, 0)
+            for start, length in paced(found.num_rows - begin, request):
+                part = found.slice(begin + start, length)
+                yield UserSplit(part, types, first, before, begin + start, after, found.num_rows)
                 first += part.num_rows
+            before = after
+
+    def _position_of(self, reader: SourceReader) -> object:
+        position = reader.position()
+        try:
+            json.dumps(position, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise self._broken(
+                f"position() returned {position!r}, which is not a JSON value ({error})",
+                "return None, a number, a text, or lists and dicts of these: it is kept in the store",
+            ) from None
+        return position
 
     def _check(self, found: object) -> None:
         if not isinstance(found, pa.RecordBatch):
@@ -81,6 +103,36 @@ class UserSource:
 
     def identity(self) -> tuple[object, ...]:
         return ("source", type(self.source).__qualname__, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class UserSplit(ArrowSplit):
+    """A part of a batch that a reader returned."""
+
+    before: object
+    """The reader's position before that batch."""
+    begin: int
+    """How many rows of the batch come before this part."""
+    after: object
+    """The reader's position after the batch; None: it cannot go on from anywhere."""
+    batch_rows: int
+
+    @property
+    def end(self) -> Position:
+        return self.position(self.batch.num_rows)
+
+    def position(self, rows: int) -> Position:
+        if self.after is None or self.begin + rows == self.batch_rows:
+            return [self.after, 0, self.first + rows]
+        return [self.before, self.begin + rows, self.first - self.begin]
+
+
+def _read_position(position: Position) -> tuple[object, int, int]:
+    """The reader's own position, the rows to skip from there, and the number of the first row that is then read."""
+    if position is None:
+        return None, 0, 0
+    before, rows, first = cast(tuple[object, int, int], position)
+    return before, rows, first + rows
 
 
 def _told(schema: pa.Schema) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataflow.errors import ConnectorError, NameNotFoundError, TypeMismatchError
 from dataflow.message import plain
-from dataflow.operators.base import ReadRequest, Rows, paced
+from dataflow.operators.base import Position, ReadRequest, Rows, paced
 from dataflow.schema import plain_schema
 from dataflow.system import System
 
@@ -44,12 +44,15 @@ class ArrowSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[ArrowSplit]:
-        first = 0
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[ArrowSplit]:
+        """Positions are numbers of rows. A RecordBatchReader is the user's to open where the last run left off."""
+        first = rows_before(position)
+        skipped = 0 if isinstance(self.data, pa.RecordBatchReader) else first
         types = asked_types(self.schema(request.system), request)
         for batch in self._batches(request.columns):
-            for start, length in paced(batch.num_rows, request):
-                part = batch.slice(start, length)
+            begin, skipped = min(skipped, batch.num_rows), max(skipped - batch.num_rows, 0)
+            for start, length in paced(batch.num_rows - begin, request):
+                part = batch.slice(begin + start, length)
                 yield ArrowSplit(part, types, first)
                 first += part.num_rows
 
@@ -84,6 +87,11 @@ def _table(data: object) -> pa.Table:
     )
 
 
+def rows_before(position: Position) -> int:
+    """A position that is a number of rows."""
+    return position if isinstance(position, int) else 0
+
+
 def asked_types(schema: pa.Schema, request: ReadRequest) -> dict[str, pa.DataType | None]:
     """What the columns that are read must be: their plain types, or None for a string that may stay a dictionary."""
     types = {name: schema.field(name).type for name in request.columns}
@@ -107,6 +115,13 @@ class ArrowSplit:
     batch: pa.RecordBatch
     types: Mapping[str, pa.DataType | None]
     first: int
+
+    @property
+    def end(self) -> Position:
+        return self.first + self.batch.num_rows
+
+    def position(self, rows: int) -> Position:
+        return self.first + rows
 
     def read(self) -> Iterator[Rows]:
         columns = {name: as_asked(self.batch.column(name), type) for name, type in self.types.items()}

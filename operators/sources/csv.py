@@ -9,19 +9,28 @@ place in the files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, NameNotFoundError
-from dataflow.operators.base import ReadRequest, Rows
-from dataflow.operators.sources.csv_blocks import BLOCK_BYTES, ROW_BYTES_MAX, ByteArray, blocks, head_end
+from dataflow.operators.base import Position, ReadRequest, Rows
+from dataflow.operators.sources.csv_blocks import (
+    BLOCK_BYTES,
+    NEWLINE,
+    RETURN,
+    ROW_BYTES_MAX,
+    ByteArray,
+    blocks,
+    head_end,
+)
 from dataflow.operators.sources.csv_format import SAMPLE_BYTES_MAX, SAMPLE_ROWS, Columns, CsvFormat
-from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.files import FileMark, FilePaths, Files, check_on_error, selected
 from dataflow.operators.sources.parquet import whole
 from dataflow.schema import column_not_found, to_schema
-from dataflow.system import RealSystem, System
+from dataflow.system import System
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gunzip -k", ".zst": "unzstd", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
@@ -68,25 +77,34 @@ class CsvSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[CsvBlock]:
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[CsvBlock]:
         known = self._columns(request.system)
         types = {name: _asked(known.types[name], name in request.dictionary) for name in request.columns}
         # Without columns Arrow would decode all; one as bytes is enough to count the rows.
         types = types or {known.names[0]: pa.binary()}
         reading = _Reading(self.format, Columns(known.names, types, known.expected_by, known.inferred), request.columns)
-        before = 0
-        for path in self._paths(request.system):
-            file = self._open(path, request.system)
+        paths = self._paths(request.system)
+        marks = self.files.marks(paths, request.system)
+        at = None if position is None else _At(**cast(dict[str, Any], position))
+        begin = 0 if at is None else self.files.check(at.mark, paths, request.system)
+        before = 0 if at is None else at.before
+        for number in range(begin, len(paths)):
+            file = self._open(paths[number], request.system)
             if file.names is not None:
-                self._require_same(path, file.names, known)
-            for start, end in blocks(path, file.content, file.start, ord(self.format.delimiter), self.block_bytes):
-                yield CsvBlock(reading, file, start, end, before + start)
+                self._require_same(file.path, file.names, known)
+            start, skipped = (file.start, 0) if at is None else at.in_file(file)
+            place = _Place(marks.of(number), before)
+            delimiter = ord(self.format.delimiter)
+            for first, end in blocks(file.path, file.content, start, delimiter, self.block_bytes):
+                yield CsvBlock(reading, file, first, end, place, skipped)
+                skipped = 0
             before += len(file.content)
+            at = None
 
     def identity(self) -> tuple[object, ...]:
         given = tuple((field.name, str(field.type)) for field in self.given)
         options = (self.format.delimiter, self.format.null_values, self.format.encoding, self.header, given)
-        return ("csv", self.name, options, self.files.identity(RealSystem()))
+        return ("csv", self.name, options, self.files.identity())
 
     # ── files ──
 
@@ -231,24 +249,69 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class _Place:
+    """A file among the others, and how many bytes those before it have."""
+
+    mark: FileMark
+    before: int
+
+    def position(self, byte: int, rows: int) -> Position:
+        """After so many rows of the block that begins at a byte."""
+        return {"mark": asdict(self.mark), "before": self.before, "byte": byte, "rows": rows}
+
+
+class _At:
+    """A position, read back."""
+
+    def __init__(self, mark: dict[str, Any], before: int, byte: int, rows: int) -> None:
+        self.mark, self.before, self.byte, self.rows = FileMark(**mark), before, byte, rows
+
+    def in_file(self, file: CsvFile) -> tuple[int, int]:
+        """Where the next block begins, and how many of its rows have been read."""
+        if self.byte > len(file.content):
+            raise ConnectorError(
+                f"{file.path} has {len(file.content)} bytes now, and {self.byte} of it were read before",
+                help="restore it; or start from the beginning with `restart`",
+            )
+        is_longer = file.start < self.byte < len(file.content)
+        if is_longer and not any(one in (NEWLINE, RETURN) for one in file.content[self.byte - 1 : self.byte + 1]):
+            raise ConnectorError(
+                f"{file.path} went on in the middle of a row: its last row had no line end when it was read, and more "
+                "was written behind it",
+                help="write whole lines; or start from the beginning with `restart`",
+            )
+        return self.byte, self.rows
+
+
+@dataclass(frozen=True, slots=True)
 class CsvBlock:
-    """Some whole rows of a file."""
+    """Some whole rows of a file, of which the first `skipped` have been read before."""
 
     reading: _Reading
     file: CsvFile
     start: int
-    end: int
-    first: int
+    bytes_end: int
+    place: _Place
+    skipped: int
+
+    @property
+    def end(self) -> Position:
+        return self.place.position(self.bytes_end, 0)
+
+    def position(self, rows: int) -> Position:
+        return self.place.position(self.start, self.skipped + rows)
 
     def read(self) -> Iterator[Rows]:
-        raw = self.file.buffer.slice(self.start, self.end - self.start)
+        raw = self.file.buffer.slice(self.start, self.bytes_end - self.start)
         format, columns = self.reading.format, self.reading.columns
         try:
             table = format.table(raw, columns.names, columns.types)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             file = self.file
-            raise format.explained(file.path, file.content, self.start, self.end, columns, error) from None
-        yield Rows({name: whole(table[name]) for name in self.reading.asked}, table.num_rows, self.first)
+            raise format.explained(file.path, file.content, self.start, self.bytes_end, columns, error) from None
+        table = table.slice(self.skipped)
+        first = self.place.before + self.start + self.skipped
+        yield Rows({name: whole(table[name]) for name in self.reading.asked}, table.num_rows, first)
 
 
 def _asked(type: pa.DataType, as_dictionary: bool) -> pa.DataType:

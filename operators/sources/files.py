@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -64,14 +65,77 @@ class Files:
             raise ConnectorError(f"no file matches {one}", help=f"relative paths start at {os.getcwd()}")
         return sorted(matches, key=os.path.abspath)
 
-    def identity(self, system: System) -> tuple[tuple[object, ...], ...]:
-        """Path, size and a hash of the beginning of each file."""
-        return tuple((path, system.disk.size(path), _prefix_hash(path, system)) for path in self.paths(system))
+    def identity(self) -> tuple[object, ...]:
+        """What names the files; not what they are, since they may grow."""
+        return self.given
+
+    def marks(self, paths: Sequence[str], system: System) -> Marks:
+        """How each of these files is known again."""
+        return Marks(paths, system)
+
+    def check(self, mark: FileMark, paths: Sequence[str], system: System) -> int:
+        """The number of the marked file among the files of today; raises when what was read is not there any more, or
+        has changed, or when files have come before it, which would never be read."""
+        if mark.path not in paths:
+            raise ConnectorError(
+                f"{mark.path}, in which the last run stopped reading, is not there any more",
+                help="restore it; or start from the beginning with `restart`",
+            )
+        number = paths.index(mark.path)
+        if number != mark.number or Marks(paths, system).before(number) != mark.before:
+            raise ConnectorError(
+                f"the files before {mark.path} are not those that were read: {mark.number} then, {number} now; files "
+                "that come before it would never be read",
+                help="give new files names that sort behind the others; or start from the beginning with `restart`",
+            )
+        content = system.disk.map(mark.path)
+        if content.size < mark.prefix_bytes or _prefix(content, mark.prefix_bytes) != (mark.prefix_bytes, mark.prefix):
+            raise ConnectorError(
+                f"{mark.path} is another file than the one that was read: its beginning has changed",
+                help="restore it; or start from the beginning with `restart`",
+            )
+        return number
 
 
-def _prefix_hash(path: str, system: System) -> str:
-    content = system.disk.map(path)
-    return xxhash.xxh3_64_hexdigest(memoryview(content.slice(0, min(PREFIX_BYTES, content.size))))
+@dataclass(frozen=True, slots=True)
+class FileMark:
+    """A file in which reading may go on, and how it is known again."""
+
+    path: str
+    number: int
+    before: str
+    """A hash of the paths before it."""
+    prefix_bytes: int
+    prefix: str
+    """A hash of so many bytes at its beginning."""
+
+
+class Marks:
+    """The marks of some files, made one after the other."""
+
+    def __init__(self, paths: Sequence[str], system: System) -> None:
+        self._paths, self._system = paths, system
+        self._before = [_hash_of(b"")]
+
+    def before(self, number: int) -> str:
+        """A hash of the paths before the file of this number."""
+        while len(self._before) <= number:
+            self._before.append(_hash_of((self._before[-1] + self._paths[len(self._before) - 1]).encode()))
+        return self._before[number]
+
+    def of(self, number: int) -> FileMark:
+        """What a later run wants to find unchanged when it goes on in the file of this number."""
+        content = self._system.disk.map(self._paths[number])
+        return FileMark(self._paths[number], number, self.before(number), *_prefix(content, content.size))
+
+
+def _prefix(content: pa.Buffer, size: int) -> tuple[int, str]:
+    taken = min(PREFIX_BYTES, size)
+    return taken, _hash_of(content.slice(0, taken))
+
+
+def _hash_of(content: bytes | pa.Buffer) -> str:
+    return xxhash.xxh3_64_hexdigest(memoryview(content))
 
 
 def _is_pattern(path: str) -> bool:

@@ -12,8 +12,8 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from dataflow.errors import ConnectorError, NameNotFoundError
 from dataflow.event_time import ticks_us
 from dataflow.message import Batch, UnreadTimes
-from dataflow.operators.base import ReadRequest, Rows, TimesRequest
+from dataflow.operators.base import Position, ReadRequest, Rows, TimesRequest
 from dataflow.operators.sources.arrow import as_asked, asked_types
-from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.files import FileMark, FilePaths, Files, check_on_error, selected
 from dataflow.schema import plain_schema, type_name
-from dataflow.system import RealSystem, System
+from dataflow.system import System
 
 GROUP_ROWS_MAX = 262_144
 """Row groups up to this size are decoded at once, larger ones in pieces: decoded rows must fit into memory."""
@@ -70,20 +70,55 @@ class ParquetSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[RowGroups]:
-        first = 0
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[RowGroups]:
+        paths = self.files.paths(request.system)
+        marks = self.files.marks(paths, request.system)
+        at = None if position is None else _At(**cast(dict[str, Any], position))
+        start = 0 if at is None else self.files.check(at.mark, paths, request.system)
+        first, begin = (0, 0) if at is None else (at.first, at.rows)
         known: tuple[str, pa.Schema] | None = None
-        for path in self.files.paths(request.system):
+        for number in range(start, len(paths)):
+            path = paths[number]
             readers = _Readers(path, request)
             _require_planned(path, readers.schema, self._planned, request.columns)
             known = known or (path, readers.schema)
             _require_equal(*known, path, readers.schema)
+            rows_total = readers.metadata.num_rows
+            if at is not None and number == start and rows_total != at.rows_total:
+                raise ConnectorError(
+                    f"{path} has {rows_total} rows now, and had {at.rows_total} when the last run stopped in it",
+                    help="restore it; or start from the beginning with `restart`",
+                )
+            place = _Place(marks.of(number), rows_total, first - begin)
             for numbers, rows in _together(readers.metadata):
-                yield RowGroups(readers, numbers, rows, first)
-                first += rows
+                skipped, begin = min(begin, rows), max(begin - rows, 0)
+                if skipped < rows or (not rows and not skipped):
+                    yield RowGroups(readers, numbers, rows, first, place, skipped)
+                    first += rows - skipped
+            begin = 0
 
     def identity(self) -> tuple[object, ...]:
-        return ("parquet", self.name, self.files.identity(RealSystem()))
+        return ("parquet", self.name, self.files.identity())
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A file among the others: `first` is the number of its first row in the partition."""
+
+    mark: FileMark
+    rows_total: int
+    first: int
+
+    def position(self, until: int) -> Position:
+        """After the rows of the partition up to, not including, number `until`, which is in this file."""
+        return {"mark": asdict(self.mark), "rows_total": self.rows_total, "rows": until - self.first, "first": until}
+
+
+class _At:
+    """A position, read back: so many `rows` of the marked file have been read, and `first` of all files."""
+
+    def __init__(self, mark: dict[str, Any], rows_total: int, rows: int, first: int) -> None:
+        self.mark, self.rows_total, self.rows, self.first = FileMark(**mark), rows_total, rows, first
 
 
 class _Readers:
@@ -162,12 +197,27 @@ class RowGroups:
     numbers: range
     rows: int
     first: int
+    place: _Place
+    skipped: int = 0
+    """So many rows at its beginning have been read before."""
+
+    @property
+    def end(self) -> Position:
+        return self.position(self.rows - self.skipped)
+
+    def position(self, rows: int) -> Position:
+        return self.place.position(self.first + rows)
 
     def read(self) -> Iterator[Rows]:
         first, types, unread = self.first, self.readers.types, self._unread_times()
         names = [name for name in types if unread is None or name != unread.column]
+        skipped = self.skipped
         with self._told_errors():
             for table in self._tables(names):
+                if skipped:
+                    table, skipped = table.slice(skipped), max(skipped - table.num_rows, 0)
+                    if not table.num_rows and skipped:
+                        continue
                 columns = {name: as_asked(whole(table[name]), types[name]) for name in names}
                 yield Rows(columns, table.num_rows, first, unread)
                 first += table.num_rows
@@ -175,7 +225,8 @@ class RowGroups:
     def _unread_times(self) -> UnreadTimes | None:
         """What stands for the event times, if they need not be decoded."""
         bounds = self.readers.bounds
-        between = None if bounds is None or self.rows > GROUP_ROWS_MAX else bounds.of(self.numbers)
+        is_cut = self.skipped or self.rows > GROUP_ROWS_MAX
+        between = None if bounds is None or is_cut else bounds.of(self.numbers)
         if bounds is None or between is None:
             return None
         column = bounds.times.column

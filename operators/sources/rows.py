@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import ReadRequest, paced
-from dataflow.operators.sources.arrow import ArrowSplit
+from dataflow.operators.base import Position, ReadRequest, paced
+from dataflow.operators.sources.arrow import ArrowSplit, rows_before
 from dataflow.schema import to_schema, type_name
 from dataflow.system import System
 
@@ -53,10 +54,11 @@ class RowsSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[ArrowSplit]:
-        first = 0
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[ArrowSplit]:
+        """Positions are numbers of rows. An iterator is the user's to begin where the last run left off."""
+        first = rows_before(position)
         types = {name: self._schema.field(name).type for name in request.columns}
-        for rows in self._batches(request):
+        for rows in self._batches(request, first):
             yield ArrowSplit(self._batch(rows, first), types, first)
             first += len(rows)
 
@@ -65,15 +67,17 @@ class RowsSource:
 
     # ── batches ──
 
-    def _batches(self, request: ReadRequest) -> Iterator[Sequence[Any]]:
+    def _batches(self, request: ReadRequest, first: int) -> Iterator[Sequence[Any]]:
         if isinstance(self.rows, Sequence):
-            for start, length in paced(len(self.rows), request):
+            for start, length in paced(max(len(self.rows) - first, 0), request):
                 if length:
-                    yield self.rows[start : start + length]
+                    yield self.rows[first + start : first + start + length]
             return
         rows = iter(self.rows)
         if rows is self.rows:
             self._require_unread()
+        else:  # something that can be iterated again gives the same rows again
+            next(islice(rows, first, first), None)
         yield from _held(rows, request)
 
     def _require_unread(self) -> None:

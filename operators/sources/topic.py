@@ -2,7 +2,7 @@
 
 A split is one published batch, or a part of it under a slow sink: any worker may read it, and what it hands on points
 into the mapped file. What is there when reading begins is read, and no more, so a pipeline may write to the topic that
-it reads.
+it reads; unless the topic is followed: then the catalog is asked again whenever another commit may have changed it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from dataflow.errors import PlanError
-from dataflow.operators.base import ReadRequest, Rows, paced
+from dataflow.operators.base import Idle, Position, ReadRequest, Rows, paced
+from dataflow.operators.sources.arrow import rows_before
 from dataflow.state.layout import check_topic_name
 from dataflow.system import FilePath, System
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 
 class TopicSource:
-    """Reads the offsets from `start` up to, not including, `until` of each partition of a topic."""
+    """Reads the offsets from `start` up to, not including, `until` of each partition of a topic.
 
-    bounded = True
+    With `follow` it goes on with what is appended later, by this process or another one, and never ends.
+    """
+
     blocking = False
     knows_times = False
 
@@ -38,12 +41,19 @@ class TopicSource:
         name: str | None = None,
         start: int | str = "earliest",
         until: int | None = None,
+        follow: bool = False,
     ) -> None:
         self.topic = check_topic_name(topic)
         self.name = name or topic
         self.store = store
         self.start = 0 if start == "earliest" else _offset(start, "start", '"earliest" or ')
         self.until = None if until is None else _offset(until, "until")
+        if follow and until is not None:
+            raise PlanError(
+                "a topic is followed for ever, or read up to an offset: `follow` and `until` exclude each other",
+                help="leave one of them out",
+            )
+        self.follow, self.bounded = follow, not follow
         self._opened: Store | None = None
 
     def schema(self, system: System) -> pa.Schema:
@@ -53,21 +63,32 @@ class TopicSource:
         numbers = self._open(request.system, request.store).partitions(self.topic)
         return [f"{self.topic}/{number}" for number in numbers]
 
-    def splits(self, partition: int, request: ReadRequest) -> Iterator[TopicSplit]:
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[TopicSplit | Idle]:
+        """Positions are offsets."""
         store = self._open(request.system, request.store)
         schema = store.schema(self.topic)
         fields = tuple(schema.field(column) for column in request.columns)
         number = store.partitions(self.topic)[partition]
-        for entry in store.batches(self.topic, number, self.start, self.until):
-            first = max(entry.first_offset, self.start)
-            end = entry.first_offset + entry.rows
-            until = end if self.until is None else min(end, self.until)
-            for start, length in paced(until - first, request):
-                yield TopicSplit(store, entry, fields, first + start, first + start + length)
+        next_offset = max(self.start, rows_before(position))
+        seen: int | None = None
+        while True:
+            version = store.data_version() if self.follow else None
+            if seen is None or version != seen:
+                seen = version
+                for entry in store.batches(self.topic, number, next_offset, self.until):
+                    first = max(entry.first_offset, next_offset)
+                    end = entry.first_offset + entry.rows
+                    until = end if self.until is None else min(end, self.until)
+                    for start, length in paced(until - first, request):
+                        yield TopicSplit(store, entry, fields, first + start, first + start + length)
+                    next_offset = until
+            if not self.follow or request.to_head:
+                return
+            yield Idle()
 
     def identity(self) -> tuple[object, ...]:
         path = None if self.store is None else str(getattr(self.store, "path", self.store))
-        return ("topic", self.topic, path, self.start, self.until)
+        return ("topic", self.topic, path, self.start, self.until, self.follow)
 
     def _open(self, system: System, run_store: object | None) -> Store:
         from dataflow.state.store import Store
@@ -95,6 +116,13 @@ class TopicSplit:
     fields: tuple[pa.Field, ...]
     start: int
     until: int
+
+    @property
+    def end(self) -> Position:
+        return self.until
+
+    def position(self, rows: int) -> Position:
+        return self.start + rows
 
     def read(self) -> Iterator[Rows]:
         from dataflow.state.log.reader import column_of

@@ -1,15 +1,21 @@
-"""The open groups of one task, in either part of a window aggregate."""
+"""The open groups of one task, in either part of a window aggregate, and how they outlive a run.
+
+What is kept of groups is what came in for them: the batches since the last epoch are written, those of earlier epochs
+are in the store already. That is exact, and costs what the epoch brought, not what is open. Once that is more than
+the groups themselves, they are written anew and the log begins again.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
 from dataflow.kernels.gateway import ints_of
 from dataflow.message import TIME_MAX_US, Batch, Int32Array, Int64Array
 from dataflow.operators.accumulators import AggregateSet, RowOrder
-from dataflow.operators.base import Operator, OperatorContext
+from dataflow.operators.base import Operator, OperatorContext, Piece
 from dataflow.operators.windows.base import Window
 from dataflow.state.keyed import Groups
 
@@ -54,11 +60,15 @@ class WindowGroups:
             slots = self.groups.live_slots()
             self.oldest = math.inf
             return slots if len(slots) else None
-        last = self.window.last_ended(watermark_us - self.lateness_us)
+        last = self.last_final(watermark_us)
         if self.oldest > last:
             return None
         slots, self.oldest = self.groups.due_slots(last)
         return slots if len(slots) else None  # the oldest may have been emitted early
+
+    def last_final(self, watermark_us: int) -> int:
+        """The last pane that is final at a watermark."""
+        return self.window.last_ended(watermark_us - self.lateness_us)
 
     def release(self, slots: Int64Array) -> None:
         """Forget groups that have been emitted."""
@@ -66,6 +76,55 @@ class WindowGroups:
         kept = self.groups.release(slots)
         if kept is not None:
             self.state.keep(kept, self.groups.room)
+
+
+LOG_ROWS_MAX = 2
+"""Rows of a log for each row that would do; beyond, it is written anew."""
+LOG_BYTES_MAX = 64 << 20
+"""Of rows since the last epoch: an epoch is asked for when so many wait to be written."""
+
+
+class GroupLog:
+    """What came in for the open groups since they were written as a whole."""
+
+    def __init__(self, epoch_wanted: Callable[[], None]) -> None:
+        self._epoch_wanted = epoch_wanted
+        self._pieces: list[Piece] = []
+        self._fresh: list[pa.RecordBatch] = []
+        self._fresh_bytes = 0
+        self._is_begun = False
+        """Whether the pieces are those of this task alone: what is restored is shared out first."""
+
+    def add(self, batch: Batch) -> None:
+        """These rows came in."""
+        columns = [decoded(column) for column in batch.columns.values()]
+        self._fresh.append(pa.RecordBatch.from_arrays(columns, list(batch.columns)))
+        self._fresh_bytes += batch.nbytes
+        if self._fresh_bytes > LOG_BYTES_MAX:
+            self._fresh_bytes = 0
+            self._epoch_wanted()
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """All of them."""
+        for piece in self._pieces:
+            yield from piece.load()
+        yield from self._fresh
+
+    def pieces(self, needed: int, whole: Callable[[], list[pa.RecordBatch]]) -> list[Piece]:
+        """What restores the groups. `whole()` does so too, with as many rows as are needed."""
+        rows = sum(piece.rows for piece in self._pieces) + sum(batch.num_rows for batch in self._fresh)
+        if not self._is_begun or rows > LOG_ROWS_MAX * needed:
+            batches = whole()
+            self._pieces, self._is_begun = [Piece(batches)] if batches else [], True
+        elif self._fresh:
+            self._pieces = [*self._pieces, Piece(self._fresh)]
+        self._fresh, self._fresh_bytes = [], 0
+        return self._pieces
+
+
+def decoded(column: pa.Array) -> pa.Array:
+    """The column in its logical type."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 class GroupOperator(Operator):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from dataflow.kernels.gateway import column_of
 from dataflow.message import DERIVED, Batch, Int64Array
 from dataflow.operators.accumulators import AggregateSet
-from dataflow.operators.base import OperatorContext
+from dataflow.operators.base import OperatorContext, Saved, Snapshot
 from dataflow.operators.windows.groups import PANE, GroupOperator, WindowGroups
 from dataflow.state.keys import split_by_owner
 from dataflow.system import Mutex
@@ -50,6 +50,17 @@ class WidePanes:
             self._begun = max(self._begun, last)
             return self._wide_from
 
+    def resume(self, begun: float, wide_from: float) -> None:
+        """Groups of panes up to `begun` are there already, from an earlier run."""
+        with self._lock:
+            self._begun, self._wide_from = max(self._begun, begun), min(self._wide_from, wide_from)
+
+    @property
+    def wide_from(self) -> float:
+        """The first wide pane; infinite for none. Once it is finite it never changes, and panes before it are not
+        concerned: so it may be asked for at any time."""
+        return self._wide_from
+
 
 class PartialAggregate(GroupOperator):
     """Aggregates what one task has read, and hands on one row a group once the task's own watermark has passed it."""
@@ -58,6 +69,7 @@ class PartialAggregate(GroupOperator):
         super().__init__(groups, context)
         self.wide = cast(WidePanes, context.shared(lambda: WidePanes(context.system.scheduler.mutex())))
         self.fields = [f.name for f in aggregates.partial_fields]
+        self.state_name = context.name
 
     def on_batch(self, batch: Batch) -> None:
         self.groups.update(batch)
@@ -68,6 +80,19 @@ class PartialAggregate(GroupOperator):
     def on_watermark(self, time_us: int) -> None:
         self.emit_due(time_us)
         self.out.on_watermark(time_us)
+
+    def on_barrier(self) -> None:
+        """What is kept of groups is kept where they are merged."""
+        if self.groups.groups.count:
+            self.emit(self.groups.groups.live_slots())
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot({"wide_from": None if math.isinf(self.wide.wide_from) else int(self.wide.wide_from)})
+
+    def restore(self, saved: Saved) -> None:
+        known = [cast(int, values["wide_from"]) for values in saved.values if values.get("wide_from") is not None]
+        begun = [cast(int, values["last_pane"]) for values in saved.values if values.get("last_pane") is not None]
+        self.wide.resume(max(begun, default=-math.inf), min(known, default=math.inf))
 
     def emit(self, slots: Int64Array) -> None:
         """A pane after the other, if they are few: each then goes to its task as it is."""
@@ -106,12 +131,21 @@ class PartialAggregate(GroupOperator):
             return None, [0] * (owner + 1) + [len(panes)] * (owners - owner)
         if first >= wide_from:
             return split_by_owner(keys, owners)
-        owner_of = panes % owners
-        is_wide = panes >= wide_from
-        if is_wide.any():
-            order, bounds = split_by_owner(keys, owners)
-            by_key = np.empty(len(panes), dtype=np.int64)
-            by_key[order] = np.repeat(np.arange(owners), np.diff(bounds))
-            owner_of = np.where(is_wide, by_key, owner_of)
+        owner_of = merging_task(keys, panes, wide_from, owners)
         order = np.argsort(owner_of, kind="stable")
         return order, np.searchsorted(owner_of[order], np.arange(owners + 1)).tolist()
+
+
+def merging_task(keys: Sequence[pa.Array], panes: Int64Array, wide_from: float, owners: int) -> Int64Array:
+    """The task that merges each of some groups."""
+    owner_of = panes % owners
+    is_wide = panes >= wide_from
+    return np.where(is_wide, owning_task(keys, owners), owner_of) if is_wide.any() else owner_of
+
+
+def owning_task(keys: Sequence[pa.Array], owners: int) -> Int64Array:
+    """The task that owns the key of each row."""
+    order, bounds = split_by_owner(keys, owners)
+    by_key = np.empty(len(order), dtype=np.int64)
+    by_key[order] = np.repeat(np.arange(owners), np.diff(bounds))
+    return by_key

@@ -10,6 +10,7 @@ has passed its end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -21,7 +22,7 @@ from dataflow.aggregates import Aggregate
 from dataflow.errors import NameNotFoundError, PlanError
 from dataflow.event_time import format_duration, from_us
 from dataflow.expr import Bad, BoundExpr
-from dataflow.kernels.gateway import column_of
+from dataflow.kernels.gateway import column_of, ints_of
 from dataflow.message import DERIVED, TIME_MAX_US, TIME_MIN_US, Batch, BoolArray, Int64Array, UnreadTimes
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import (
@@ -29,6 +30,8 @@ from dataflow.operators.base import (
     Operator,
     OperatorContext,
     OperatorSpec,
+    Saved,
+    Snapshot,
     StreamType,
     error_type,
     event_ticks,
@@ -37,7 +40,8 @@ from dataflow.operators.base import (
 )
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
-from dataflow.operators.windows.groups import PANE, POSITION, TIME, GroupOperator, WindowGroups
+from dataflow.operators.windows.groups import PANE, POSITION, TIME, GroupLog, GroupOperator, WindowGroups
+from dataflow.operators.windows.partial import merging_task, owning_task
 from dataflow.schema import check_key_type
 
 
@@ -244,6 +248,10 @@ class CloseWindows(GroupOperator):
         self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
     ) -> None:
         super().__init__(spec.groups(source, aggregates), context)
+        self.state_name = context.name
+        self.log = GroupLog(context.epoch_wanted) if context.durable else None
+        self.closed: int = spec.window.last_ended(TIME_MIN_US)
+        """The last pane that has been closed."""
         self.names = [f.name for f in aggregates.fields]
         assert source.event_time is not None
         self.time_type, self.source_schema = window_time_type(source), source.schema
@@ -251,7 +259,57 @@ class CloseWindows(GroupOperator):
 
     def on_watermark(self, time_us: int) -> None:
         self.emit_due(time_us)
+        self.closed = max(self.closed, self.groups.last_final(time_us))
         self.out.on_watermark(max(time_us - self.groups.lateness_us, TIME_MIN_US))
+
+    def on_batch(self, batch: Batch) -> None:
+        self.take_in(batch)
+        if self.log is not None:
+            self.log.add(batch)
+
+    def take_in(self, batch: Batch) -> None:
+        """Put rows into their groups."""
+        raise NotImplementedError
+
+    def whole(self) -> list[pa.RecordBatch]:
+        """All that is known of the open groups, as batches that `take_in` takes."""
+        raise NotImplementedError
+
+    def snapshot(self) -> Snapshot:
+        """A barrier finds all tasks of the step at the same watermark, so `closed` is the same for all."""
+        assert self.log is not None
+        groups = self.groups.groups
+        panes = groups.panes[groups.live_slots()]
+        last = int(panes.max()) if len(panes) else None
+        return Snapshot({"closed": self.closed, "last_pane": last}, self.log.pieces(self.needed, self.whole))
+
+    @property
+    def needed(self) -> int:
+        """How many rows `whole` would have."""
+        return self.groups.groups.count
+
+    def restore(self, saved: Saved) -> None:
+        """Take this task's share of the open groups."""
+        self.closed = max([self.closed, *(cast(int, one["closed"]) for one in saved.values if "closed" in one)])
+        wide = [cast(int, one["wide_from"]) for one in saved.values if one.get("wide_from") is not None]
+        for batch in saved.batches():
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            panes = ints_of(columns[PANE])
+            is_mine = panes > self.closed
+            if self.context.tasks > 1:
+                keys = [columns[name] for name in self.groups.by]
+                is_mine &= self.owners_of(keys, panes, min(wide, default=math.inf)) == self.context.task
+            rows = Batch(columns, batch.num_rows, DERIVED).without(~is_mine)
+            if rows.num_rows:
+                self.take_in(rows)
+                self.restored(rows)
+
+    def restored(self, batch: Batch) -> None:
+        """These rows were kept, and are this task's."""
+
+    def owners_of(self, keys: Sequence[pa.Array], panes: Int64Array, wide_from: float) -> Int64Array:
+        """The task of each group, as the exchange before this step has it."""
+        return owning_task(keys, self.context.tasks)
 
     def emit(self, slots: Int64Array) -> None:
         in_order = slots[self.groups.groups.order(slots)]
@@ -267,9 +325,9 @@ class CloseWindows(GroupOperator):
         result.time_us = end_us - 1
         result.in_order = self.groups.by
         self.groups.release(slots)
+        self.counts.produced += result.num_rows
         if finished.bad:
             result = self._without_bad(result, finished.bad)
-        self.counts.produced += result.num_rows
         self.out.on_batch(result)
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
@@ -279,7 +337,9 @@ class CloseWindows(GroupOperator):
         times = self.source_schema.field(self.time_column)
         known[times.name] = result.columns["window_start"].cast(times.type, safe=False)
         keys = {name: result.columns[name] for name in self.groups.by}
+        dead = self.counts.dead
         rows = send_errors(result.with_columns(known | keys), bad, self)
+        self.counts.dead = dead  # they are produced rows; rows that came in have been counted before
         return result if rows is None else result.without(rows)
 
 
@@ -292,14 +352,55 @@ class MergeAggregate(CloseWindows):
         super().__init__(spec, source, aggregates, context)
         self.fields = [f.name for f in aggregates.partial_fields]
 
-    def on_batch(self, batch: Batch) -> None:
+    def take_in(self, batch: Batch) -> None:
         slots = self.groups.slots_of(batch)
         self.groups.state.merge(slots, [batch.columns[name] for name in self.fields])
 
+    def owners_of(self, keys: Sequence[pa.Array], panes: Int64Array, wide_from: float) -> Int64Array:
+        return merging_task(keys, panes, wide_from, self.context.tasks)
+
+    def whole(self) -> list[pa.RecordBatch]:
+        groups = self.groups.groups
+        slots = groups.live_slots()
+        columns = [*groups.keys(slots), column_of(groups.panes[slots]), *self.groups.state.partial(slots)]
+        made = pa.RecordBatch.from_arrays(columns, [*self.groups.by, PANE, *self.fields])
+        return [made] if len(slots) else []
+
 
 class RowAggregate(CloseWindows):
-    """Aggregates rows that came through the exchange."""
+    """Aggregates rows that came through the exchange. Its state is all rows of the open panes."""
+
+    def __init__(
+        self, spec: WindowAggregateSpec, source: StreamType, aggregates: AggregateSet, context: OperatorContext
+    ) -> None:
+        super().__init__(spec, source, aggregates, context)
+        self.rows_of: dict[int, int] = {}
+        """How many rows each open pane has."""
 
     def on_batch(self, batch: Batch) -> None:
-        self.groups.update(batch)
+        super().on_batch(batch)
         self.counts.folded += batch.num_rows
+
+    def take_in(self, batch: Batch) -> None:
+        self.groups.update(batch)
+        if self.log is not None:
+            panes, rows = np.unique(ints_of(batch.columns[PANE]), return_counts=True)
+            for pane, number in zip(panes.tolist(), rows.tolist(), strict=True):
+                self.rows_of[pane] = self.rows_of.get(pane, 0) + number
+
+    def restored(self, batch: Batch) -> None:
+        assert self.log is not None
+        self.log.add(batch)
+
+    @property
+    def needed(self) -> int:
+        self.rows_of = {pane: rows for pane, rows in self.rows_of.items() if pane > self.closed}
+        return sum(self.rows_of.values())
+
+    def whole(self) -> list[pa.RecordBatch]:
+        assert self.log is not None
+        kept = []
+        for batch in self.log.rows():
+            is_open = ints_of(batch.column(PANE)) > self.closed
+            kept.append(batch if is_open.all() else batch.filter(pa.array(is_open)))
+        return [batch for batch in kept if batch.num_rows]
