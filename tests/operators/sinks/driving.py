@@ -34,7 +34,7 @@ def rows(*numbers: int) -> pa.RecordBatch:
 
 
 class DyingDisk(SimulatedDisk):
-    """A disk whose process dies before the change with that number; what it does afterwards changes nothing any more."""
+    """A disk whose process dies before the change with that number; what it does afterwards changes nothing."""
 
     corpse: SimulatedSystem | None = None
     """The machine at that moment."""

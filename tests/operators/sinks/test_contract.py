@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 from collections.abc import Callable
 from contextlib import closing
@@ -178,7 +177,6 @@ class Case:
             corpse = getattr(machine.disk, "corpse", None)
             if not isinstance(error, Death) and corpse is None:
                 raise  # SQLite may make an error of its own of a death; this is none
-            gc.collect()  # what is open is closed now, and not in some other test
             self.pipeline.system = kill(corpse or machine, power=power)
             return True
         return False
