@@ -531,12 +531,16 @@ def read_topic(
     store: Store | str | PathLike[str] | None = None,
     start: int | str = "earliest",
     until: int | None = None,
+    follow: bool = False,
     name: str | None = None,
 ) -> Stream:
-    """Rows of a topic as it is now; `start` and `until` are offsets (`until` is exclusive)."""
+    """Rows of a topic as it is now; `start` and `until` are offsets (`until` is exclusive).
+
+    With `follow` the run goes on with what is appended later, by this process or another one, until it is stopped.
+    """
     from dataflow.operators.sources.topic import TopicSource
 
-    return _read(lambda: TopicSource(topic, store, name=name, start=start, until=until))
+    return _read(lambda: TopicSource(topic, store, name=name, start=start, until=until, follow=follow))
 
 
 def from_arrow(data: pa.Table | pa.RecordBatch, *, name: str | None = None) -> Stream:

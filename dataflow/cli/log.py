@@ -1,4 +1,4 @@
-"""`dataflow log ls | cat`: what is in a store.
+"""`dataflow log ls | cat | verify`: what is in a store, and whether it is as it was written.
 
 A terminal gets a table; a pipe gets CSV, so that the next program can read it; `--json` gives JSON lines.
 """
@@ -6,6 +6,7 @@ A terminal gets a table; a pipe gets CSV, so that the next program can read it; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -22,9 +23,11 @@ from dataflow.schema import shown_values
 
 if TYPE_CHECKING:
     from dataflow.cli import Commands
+    from dataflow.state.verify import Finding, Report
 
 FORMATS = ("table", "csv", "jsonl")
 TABLE_WIDTH_MAX = 10_000
+EXIT_DAMAGED = 1
 
 
 def add_to(commands: Commands) -> None:
@@ -36,10 +39,14 @@ def add_to(commands: Commands) -> None:
     cat.add_argument("topic", metavar="TOPIC")
     cat.add_argument("--limit", type=_limit, metavar="N", help="the first N rows only")
     cat.set_defaults(command=cat_topic)
-    for action in (ls, cat):
+    verify = actions.add_parser("verify", help="check every byte that was committed; changes nothing")
+    verify.set_defaults(command=verify_store)
+    verify.add_argument("--json", action="store_true", help="one JSON object with all that was found")
+    for action in (ls, cat, verify):
         action.add_argument(
             "--store", type=Path, metavar="DIR", help="the store (default: the current folder, if it is one)"
         )
+    for action in (ls, cat):
         action.add_argument("--format", choices=FORMATS, help="default: table on a terminal, csv into a pipe")
         action.add_argument(
             "--json", action="store_const", const="jsonl", dest="format", help="short for --format jsonl"
@@ -69,6 +76,58 @@ def cat_topic(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def verify_store(arguments: argparse.Namespace) -> int:
+    """Also while a writer runs: what it has not committed yet is not looked at."""
+    from dataflow.state.verify import verify
+
+    path = arguments.store or Path()
+    # Without its catalog it is a damaged store; a folder without topics either is none.
+    if not any((path / name).exists() for name in ("catalog.db", "topics")):
+        raise _no_store(path)
+    report = verify(path)
+    if arguments.json:
+        print(json.dumps({"ok": report.ok} | dataclasses.asdict(report)))
+    else:
+        totals = {name: value for name, value in dataclasses.asdict(report).items() if name != "findings"}
+        _write_table(pa.table({name: pa.array([value], pa.int64()) for name, value in totals.items()}))
+        for finding in report.findings:
+            print(_told(finding))
+        print(_verdict(report))
+    return 0 if report.ok else EXIT_DAMAGED
+
+
+def _told(finding: Finding) -> str:
+    """What, where, and what to do."""
+    names = ("position", "topic", "partition", "offset", "epoch")
+    places = [f"{name} {value}" for name in names if (value := getattr(finding, name)) is not None]
+    at = f"\n --> {', '.join(places)}" if places else ""
+    return _printable(f"{finding.kind}: {finding.file}: {finding.what}{at}\n = help: {_advice(finding)}")
+
+
+def _advice(finding: Finding) -> str:
+    if finding.kind == "warning":
+        return "no committed row is touched by it; mend it, or leave it"
+    if finding.file.startswith("topics/"):
+        return "readers refuse these rows; restore the file from a copy, or write the topic anew in another store"
+    if finding.file.startswith("snapshots/"):
+        return "the pipeline cannot go on from here; restore the file from a copy, or start over in another store"
+    return "the catalog alone knows what was committed; restore the whole store from a copy"
+
+
+def _verdict(report: Report) -> str:
+    damaged = sum(finding.kind == "damage" for finding in report.findings)
+    warnings = len(report.findings) - damaged
+    if not report.findings:
+        return "the store is as it was written"
+    said = f"{damaged} damaged, " if damaged else "nothing is damaged, "
+    return f"{said}{warnings} warning{'' if warnings == 1 else 's'}; nothing was changed"
+
+
+def _printable(text: str) -> str:
+    """Names of a store that is not trusted must not reach the terminal as commands."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
 def _limit(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
@@ -82,12 +141,16 @@ def _store(path: Path | None) -> dataflow.Store:
     except StoreError as error:
         raise ProgramError(error.message, code=error.code, help=error.help) from None
     if not store.exists:
-        raise ProgramError(
-            f"there is no store at {store.path}",
-            code="DF0222",
-            help="give --store DIR, the folder that `dataflow run --store DIR` wrote",
-        )
+        raise _no_store(store.path)
     return store
+
+
+def _no_store(path: object) -> ProgramError:
+    return ProgramError(
+        f"there is no store at {path}",
+        code="DF0222",
+        help="give --store DIR, the folder that `dataflow run --store DIR` wrote",
+    )
 
 
 def _write(rows: pa.Table, format: str | None) -> None:

@@ -156,7 +156,7 @@ class Coordinator:
                 self._epoch,
                 [acks[id(task)] for task in job.tasks],
                 [acks[id(task)] for task in job.tasks if id(task) in fresh],
-                job.positions(),
+                job.positions(ended=not round_acks and not self.stopped),
                 finished,
             )
         )

@@ -89,7 +89,7 @@ class Dispenser:
 
     @property
     def at_head(self) -> bool:
-        """Whether all that is there has been entered; only in a run that ends there."""
+        """Whether all that is there has been handed on; only in a run that ends there."""
         return self._to_head and not self._turns and not self._outstanding
 
     # ── epochs ──
@@ -102,9 +102,13 @@ class Dispenser:
                 while partition.ends and partition.ends[0][0] <= self._limit:
                     partition.position = partition.ends.popleft()[1]
 
-    def positions(self) -> dict[str, Position]:
-        """Where each partition is cut; after every task has got the barrier."""
+    def positions(self, *, ended: bool) -> dict[str, Position]:
+        """Where each partition is cut, after every task has got the barrier or has ended; with `ended`, its end."""
         with self._lock:
+            for partition in self._partitions if ended else ():
+                if partition.ends:
+                    partition.position = partition.ends.pop()[1]
+                    partition.ends.clear()
             return self._gone | {partition.name: partition.position for partition in self._partitions}
 
     def barrier_for(self, task: int, unit: Unit) -> Barrier | None:
@@ -130,9 +134,11 @@ class Dispenser:
 
     # ── units ──
 
-    def enter(self, unit: Unit, by_turn: bool) -> bool:
+    def enter(self, task: int, unit: Unit, by_turn: bool) -> bool:
         """Whether the task may hand rows of the unit to its steps now; asked before the first of them."""
         with self._lock:
+            if self._given[task] < self._barrier.epoch and unit.place.sequence > self._limit:
+                return False  # an epoch has begun meanwhile
             for sequence, other in self._outstanding.items():
                 if sequence < unit.place.sequence and (by_turn or (other.is_entered and other.by_turn)):
                     self._is_awaited = True
@@ -147,7 +153,7 @@ class Dispenser:
         self._tell()
 
     def through(self, unit: Unit) -> None:
-        """All rows of the unit have been entered."""
+        """All rows of the unit have been entered, and handed on by the steps of the task."""
         with self._lock:
             del self._outstanding[unit.place.sequence]
         self._tell()

@@ -294,9 +294,9 @@ class Job:
             dispenser.begin_epoch(barrier)
         self.wake()
 
-    def positions(self) -> dict[str, dict[str, Position]]:
-        """Where the sources are cut, by source and partition; when every task has got the barrier."""
-        return {name: dispenser.positions() for name, dispenser in self.dispensers.items()}
+    def positions(self, *, ended: bool) -> dict[str, dict[str, Position]]:
+        """Where the sources are cut, by source and partition; when all tasks have got the barrier, or have ended."""
+        return {name: dispenser.positions(ended=ended) for name, dispenser in self.dispensers.items()}
 
     @property
     def at_head(self) -> bool:

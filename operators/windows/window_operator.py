@@ -325,9 +325,9 @@ class CloseWindows(GroupOperator):
         result.time_us = end_us - 1
         result.in_order = self.groups.by
         self.groups.release(slots)
+        self.counts.produced += result.num_rows
         if finished.bad:
             result = self._without_bad(result, finished.bad)
-        self.counts.produced += result.num_rows
         self.out.on_batch(result)
 
     def _without_bad(self, result: Batch, bad: Sequence[Bad]) -> Batch:
@@ -337,7 +337,9 @@ class CloseWindows(GroupOperator):
         times = self.source_schema.field(self.time_column)
         known[times.name] = result.columns["window_start"].cast(times.type, safe=False)
         keys = {name: result.columns[name] for name in self.groups.by}
+        dead = self.counts.dead
         rows = send_errors(result.with_columns(known | keys), bad, self)
+        self.counts.dead = dead  # they are produced rows; rows that came in have been counted before
         return result if rows is None else result.without(rows)
 
 

@@ -72,9 +72,10 @@ def test_start_and_until_cut_inside_of_batches(store: Store) -> None:
 
 def test_what_is_appended_while_it_reads_is_not_read(store: Store) -> None:
     splits = TopicSource("t").splits(0, request(store))
-    first = next(splits)
+    read = [next(splits)]
     store.append("t", rows(30, 10))
-    assert sum(part.num_rows for split in (first, *splits) for part in split.read()) == 30
+    read += splits
+    assert sum(part.num_rows for split in read if not isinstance(split, Idle) for part in split.read()) == 30
 
 
 def test_every_partition_is_read(store: Store) -> None:

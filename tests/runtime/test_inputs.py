@@ -44,7 +44,7 @@ def test_windows_of_two_tasks_that_follow_each_other_are_not_sorted(
     channels: list[Channel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "canonical_order", lambda *_: pytest.fail("they were sorted again"))
-    source = TimeOrderedInput(channels, KIND, positions=False)
+    source = TimeOrderedInput(channels, KIND, positions=False, state_name=None)
     channels[0].put(batch((20, 1), (20, 5)))
     channels[1].put(batch((10, 2), (10, 7), (30, 1)))
     for channel in channels:
@@ -56,7 +56,7 @@ def test_windows_of_two_tasks_that_follow_each_other_are_not_sorted(
 
 
 def test_windows_that_two_tasks_share_are_put_into_order(channels: list[Channel]) -> None:
-    source = TimeOrderedInput(channels, KIND, positions=False)
+    source = TimeOrderedInput(channels, KIND, positions=False, state_name=None)
     channels[0].put(batch((10, 2), (10, 7)))
     channels[1].put(batch((10, 5)))
     channels[1].put(batch((20, 3), (20, 1), in_order=None))

@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 def test_the_catalog_and_the_segments_keep_what_always_holds(path: Path) -> None:
     catalog = sqlite3.connect(path / "catalog.db")
     assert catalog.execute("PRAGMA application_id").fetchone() == (0x4446_4C57,)
-    assert catalog.execute("PRAGMA user_version").fetchone() == (1,)
+    assert catalog.execute("PRAGMA user_version").fetchone() == (2,)
     (store_id,) = catalog.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
     checked = 0
     for topic_id, topic in catalog.execute("SELECT topic_id, name FROM topics").fetchall():

@@ -39,8 +39,7 @@ def epoch(number: int, *, pipeline: str = "job", finished: bool = False) -> Epoc
         epoch=number,
         finished=finished,
         graph_hash="abc",
-        positions={"in": {"0": number}},
-        watermarks={"in": -5},
+        checkpoint={"sources": {"in": {"0": number}}},
         ledger={"filter": {"in": 3, "passed": 3}},
     )
 
@@ -131,7 +130,8 @@ def test_one_commit_publishes_many_topics_and_the_epoch_together(store: Store) -
     assert [entry.epoch for entry in store.batches("b", 1)] == [1, 2]
     state = store.pipeline("job")
     assert state is not None
-    assert (state.epoch, state.finished, state.graph_hash, state.positions) == (2, True, "abc", {"in": {"0": 2}})
+    assert (state.epoch, state.finished, state.graph_hash) == (2, True, "abc")
+    assert state.checkpoint == {"sources": {"in": {"0": 2}}}
     assert list(store.ledger("job")) == [1, 2]
     assert store.pipeline("another") is None
 
@@ -443,12 +443,12 @@ def test_a_newer_format_is_refused_before_anything_is_changed(store: Store, tmp_
     store.append("t", batch(1))
     store.close()
     catalog = apsw.Connection(str(tmp_path / "store/catalog.db"))
-    catalog.execute("PRAGMA user_version = 2")
+    catalog.execute("PRAGMA user_version = 3")
     catalog.close()
-    with pytest.raises(StoreError, match="format version 2") as refused:
+    with pytest.raises(StoreError, match="format version 3") as refused:
         store.read("t")
     assert refused.value.code == "DF0606"
-    with pytest.raises(StoreError, match="format version 2"):
+    with pytest.raises(StoreError, match="format version 3"):
         store.append("t", batch(2))
 
 

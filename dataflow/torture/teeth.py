@@ -1,0 +1,42 @@
+"""Row 25: the other rows have teeth.
+
+Each mutant is planted in turn, and the row that is meant for it runs until it finds something wrong. One that is not
+found within a CI run of that row is damage here: the row's green would mean nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dataflow.torture import row as row_by_number
+from dataflow.torture.frame import Budget, Plan, Result, Row
+from dataflow.torture.mutants import MUTANTS, Mutant
+
+ALL = 10**6
+
+
+def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
+    for mutant in MUTANTS[: budget.trials]:
+        run_mutant(mutant, plan, result)
+
+
+ROW = Row(number=25, promise="each planted bug is caught", trials_ci=ALL, run_plan=run_plan)
+
+
+def run_mutant(mutant: Mutant, plan: Plan, result: Result) -> None:
+    """Run the row that is meant for a mutant, and note how many cycles it took."""
+    caught = caught_by(mutant, plan)
+    tally = result.tally
+    tally.trials += 1
+    tally.faults += 1
+    if caught.tally.says(mutant.sign):
+        result.notes.append(f"{mutant.name}: caught by row {mutant.row} in {caught.tally.trials:,} cycles")
+    else:
+        cycles = f"{caught.tally.trials} cycles of row {mutant.row}"
+        tally.find("undetected", f"the mutant `{mutant.name}` was not caught in {cycles}", group=mutant.name)
+
+
+def caught_by(mutant: Mutant, plan: Plan) -> Result:
+    """What the row that is meant for a mutant says of it."""
+    own = replace(plan, trials=None, minutes=None, mutant=mutant.name, stop_at=mutant.sign, lanes=1)
+    return row_by_number(mutant.row).run(own)

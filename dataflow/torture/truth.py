@@ -1,0 +1,231 @@
+"""What a store must hold: rows that follow from a seed, so that nobody has to remember them.
+
+Work is a row of numbered commits in each of two lanes: `epochs` publishes two topics with a pipeline's epoch in one
+commit, `appends` appends to a third topic. Whoever works notes each commit before it begins and after it was
+acknowledged. The judge then knows, for any state of the disk: all commits up to some number between the last
+acknowledged and the last begun have to be there, each whole and once, in order, and nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+
+import pyarrow as pa
+
+from dataflow.errors import DataflowError
+from dataflow.state.log import writer as log_writer
+from dataflow.state.log.writer import Pending, TopicWriter
+from dataflow.state.store import EpochRecord, Store
+from dataflow.torture.frame import Tally
+
+PIPELINE = "torture"
+LANES = {"epochs": ("a", "b"), "appends": ("c",)}
+"""The topics that one commit of a lane writes."""
+TOPICS = tuple(chain.from_iterable(LANES.values()))
+SCHEMA = pa.schema({"commit": pa.int64(), "n": pa.int64(), "text": pa.string()})
+ROWS_MAX, TEXT_CHARS_MAX = 8, 120
+
+Note = Callable[[str, str, int], None]
+"""Takes `begun` or `acked`, the lane, and the number of the commit (from 1)."""
+Value = tuple[int, int, str]
+
+
+@lru_cache(maxsize=4096)
+def rows_of(seed: int, topic: str, commit: int) -> tuple[Value, ...]:
+    """The rows that a commit has in a topic."""
+    chance = random.Random(f"{seed}/{topic}/{commit}")
+    return tuple(
+        (commit, n, f"{topic}{commit}.{n} " + "x" * chance.randint(0, TEXT_CHARS_MAX))
+        for n in range(chance.randint(1, ROWS_MAX))
+    )
+
+
+def batch_of(seed: int, topic: str, commit: int) -> pa.RecordBatch:
+    """The same rows, to be written."""
+    columns = zip(*rows_of(seed, topic, commit), strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def epoch_record(epoch: int) -> EpochRecord:
+    return EpochRecord(pipeline=PIPELINE, epoch=epoch, finished=False, graph_hash="torture")
+
+
+class Marks:
+    """What was begun and what was acknowledged, by lane."""
+
+    def __init__(self, notes: Iterable[tuple[str, str, int]] = ()) -> None:
+        self.begun = dict.fromkeys(LANES, 0)
+        self.acked = dict.fromkeys(LANES, 0)
+        for note in notes:
+            self(*note)
+
+    def __call__(self, kind: str, lane: str, commit: int) -> None:
+        marks = self.acked if kind == "acked" else self.begun
+        marks[lane] = max(marks[lane], commit)
+
+
+class Author:
+    """Writes the commits of both lanes into one store."""
+
+    def __init__(self, store: Store, seed: int, note: Note) -> None:
+        self._store, self._seed, self._note = store, seed, note
+        self._writers: dict[str, TopicWriter] = {}
+
+    def publish(self, commit: int) -> None:
+        """The commit of that number in `epochs`: two topics and the epoch, at once."""
+        self._note("begun", "epochs", commit)
+        self._store.publish(self.prepare(commit), epoch=epoch_record(commit))
+        self._note("acked", "epochs", commit)
+
+    def publish_two(self, commit: int) -> None:
+        """Two commits in `epochs`: the second is prepared while the first still waits to be published."""
+        pendings = [self.prepare(commit), self.prepare(commit + 1)]
+        for number, pending in enumerate(pendings, commit):
+            self._note("begun", "epochs", number)
+            self._store.publish(pending, epoch=epoch_record(number))
+            self._note("acked", "epochs", number)
+
+    def append(self, commit: int) -> None:
+        """The commit of that number in `appends`."""
+        self._note("begun", "appends", commit)
+        self._store.append("c", batch_of(self._seed, "c", commit))
+        self._note("acked", "appends", commit)
+
+    def prepare(self, commit: int) -> list[Pending]:
+        pendings = []
+        for topic in LANES["epochs"]:
+            writer = self._writer(topic)
+            writer.append(batch_of(self._seed, topic, commit))
+            pending = writer.prepare()
+            assert pending is not None
+            pendings.append(pending)
+        return pendings
+
+    def roll_back(self, commit: int) -> None:
+        """Write what belongs to a commit, and take it back."""
+        self.prepare(commit)
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Take back what was written and is not published."""
+        for writer in self._writers.values():
+            writer.rollback()
+
+    def abandon(self, commit: int) -> None:
+        """Leave with rows that were prepared and never published, as a process does that is killed."""
+        self.prepare(commit)
+        for writer in self._writers.values():
+            writer.fail()  # so that closing does not cut
+        self.close()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, topic: str) -> TopicWriter:
+        if topic not in self._writers:
+            self._writers[topic] = self._store.writer(topic, SCHEMA)
+        return self._writers[topic]
+
+
+@contextmanager
+def small_segments(bytes_max: int) -> Iterator[None]:
+    """Begin a new segment far sooner, so that a short run sees what else takes 256 MiB."""
+    usual = log_writer.SEGMENT_BYTES_MAX
+    log_writer.SEGMENT_BYTES_MAX = bytes_max
+    try:
+        yield
+    finally:
+        log_writer.SEGMENT_BYTES_MAX = usual
+
+
+# ── the judge ──
+
+
+def judge(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> dict[str, int] | None:
+    """Compare a store with what it must hold; return the last commit of each lane, None if it cannot be read."""
+    try:
+        found, epoch = _read(store)
+    except DataflowError as error:
+        if not any(marks.acked.values()):
+            return dict.fromkeys(LANES, 0)  # making it was cut off: whether it can be made anew, going on will tell
+        tally.find("lost", f"{where}: cannot be read: {error.message}")
+        return None
+    except Exception as error:  # noqa: BLE001 (anything without a code is a finding)
+        tally.find("wrong", f"{where}: reading failed without a code: {error!r}", group="reading")
+        return None
+    durable = {lane: max((row[0] for name in LANES[lane] for row in found[name]), default=0) for lane in LANES}
+    for lane, topics in LANES.items():
+        for topic in topics:
+            judge_rows(seed, topic, found[topic], durable[lane], marks.acked[lane], tally, where)
+        if durable[lane] > marks.begun[lane]:
+            tally.find("wrong", f"{where}: commit {durable[lane]} of {lane} is there, and was never begun")
+        if durable[lane] < marks.acked[lane]:
+            count = sum(len(rows_of(seed, topics[0], n)) for n in range(durable[lane] + 1, marks.acked[lane] + 1))
+            tally.find("lost", f"{where}: {lane} ends at commit {durable[lane]}, acked {marks.acked[lane]}", count)
+    if epoch != durable["epochs"]:
+        tally.find("wrong", f"{where}: the pipeline is at epoch {epoch}, its rows at {durable['epochs']}")
+    return durable
+
+
+def judge_rows(
+    seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str
+) -> None:
+    """Compare the rows of a topic with those of all commits up to `durable`, and say how they differ."""
+    expected = [row for commit in range(1, durable + 1) for row in rows_of(seed, topic, commit)]
+    if found == expected:
+        return
+    counted, wanted = Counter(found), set(expected)
+    missing = [row for row in expected if row not in counted]
+    lost = [row for row in missing if row[0] <= acked]
+    problems = {
+        "lost": lost,
+        "duplicated": [row for row, count in counted.items() if count > 1],
+        "wrong": [row for row in counted if row not in wanted] + [row for row in missing if row[0] > acked],
+    }
+    if not any(problems.values()):
+        problems["out_of_order"] = [one for one, other in zip(found, expected, strict=True) if one != other]
+    for kind, rows in problems.items():
+        if rows:
+            tally.find(kind, f"{where}: topic {topic}: {rows[0][:2]} and {len(rows) - 1} more", len(rows))
+
+
+def _read(store: Store) -> tuple[dict[str, list[Value]], int]:
+    """All rows of each topic, and the epoch of the pipeline."""
+    found: dict[str, list[Value]] = {topic: [] for topic in TOPICS}
+    if not store.exists:
+        return found, 0
+    state = store.pipeline(PIPELINE)
+    for info in store.topics():
+        found[info.name] = values_of(store.read(info.name))
+    return found, 0 if state is None else state.epoch
+
+
+def values_of(table: pa.Table) -> list[Value]:
+    """The rows as Python values."""
+    return list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
+
+
+def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> None:
+    """Judge a store, write the next commit of each lane into it, and judge again."""
+    durable = judge(store, seed, marks, tally, where)
+    if durable is None:
+        return
+    after = Marks()
+    after.acked, after.begun = dict(durable), dict(durable)
+    author = Author(store, seed, after)
+    try:
+        author.publish(durable["epochs"] + 1)
+        author.append(durable["appends"] + 1)
+        author.close()
+    except Exception as error:  # noqa: BLE001 (whatever it is: the store did not go on)
+        tally.find("wrong", f"{where}: it does not go on: {error!r}")
+        return
+    judge(store, seed, after, tally, f"{where}, then two commits more")

@@ -1,0 +1,95 @@
+"""The JSON of a catalog: checkpoints and ledgers, as strangers may have written them.
+
+Part of the verifier: imports nothing of the store (see __init__.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+COUNTS = ("passed", "filtered", "late", "dead", "folded", "held")
+COUNTS_BESIDE = ("rows_in", "produced")
+
+
+class WrongJson(Exception):
+    """Not the JSON that the format describes; the text tells how."""
+
+
+def parsed(text: str | bytes) -> object:
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        found: object = json.loads(decoded, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise WrongJson(f"is no JSON: {error}") from None
+    return found
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _members(value: object, where: str, needed: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, object]:
+    """An object that has what it needs and nothing unknown."""
+    found = _any_object(value, where)
+    for name in needed:
+        if name not in found:
+            raise WrongJson(f"{where} has no {name!r}")
+    for name in found:
+        if name not in needed and name not in others:
+            raise WrongJson(f"{where} has {name!r}, which the format does not know")
+    return found
+
+
+def _any_object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise WrongJson(f"{where} is no object")
+    return value
+
+
+def _frame_numbers(value: object, where: str) -> list[int]:
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        raise WrongJson(f"{where} is no list of frame numbers")
+    return value
+
+
+def frames_named(checkpoint: object) -> Iterator[int]:
+    """The frame numbers of a checkpoint, whose form is checked on the way."""
+    parts = _members(checkpoint, "the object", ("sources", "states", "sinks", "schemas"))
+    for source, partitions in _any_object(parts["sources"], "sources").items():
+        for partition, position in _any_object(partitions, f"source {source!r}").items():
+            _members(position, f"partition {partition!r} of source {source!r}", ("position",), ("inputs",))
+    for source, columns in _any_object(parts["schemas"], "schemas").items():
+        for name, type_name in _any_object(columns, f"the schema of source {source!r}").items():
+            if not isinstance(type_name, str):
+                raise WrongJson(f"the type of column {name!r} of source {source!r} is no text")
+    for step, tasks in _any_object(parts["states"], "states").items():
+        if not isinstance(tasks, list):
+            raise WrongJson(f"the state of step {step!r} is no list")
+        for task in tasks:
+            state = _members(task, f"a state of step {step!r}", ("values", "frames"))
+            _any_object(state["values"], f"the values of step {step!r}")
+            yield from _frame_numbers(state["frames"], f"the frames of step {step!r}")
+    for sink, prepared in _any_object(parts["sinks"], "sinks").items():
+        kept = _members(prepared, f"sink {sink!r}", ("handle", "frames"))
+        yield from _frame_numbers(kept["frames"], f"the frames of sink {sink!r}")
+
+
+def wrong_counts(counts: object) -> Iterator[str]:
+    """Steps whose rows do not add up."""
+    for step, numbers in _any_object(counts, "the object").items():
+        found = _members(numbers, f"step {step!r}", (), (*COUNTS, *COUNTS_BESIDE))
+        for name, number in found.items():
+            if type(number) is not int or (number < 0 and name != "held"):
+                raise WrongJson(f"{name!r} of step {step!r} is no number of rows")
+        rows_in = found.get("rows_in", 0)
+        left = sum(int(str(found.get(name, 0))) for name in COUNTS)
+        if rows_in != left:
+            yield f"step {step!r} took {rows_in} rows in, and {left} are accounted for"
