@@ -15,7 +15,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from dataflow.errors import DataflowError
+from dataflow.state.frames import CorruptFrameError
 from dataflow.state.log.segment import CorruptSegmentError
 from dataflow.state.store import Store
 from dataflow.system import System
@@ -28,7 +31,7 @@ from dataflow.torture.workload import SEGMENT_BYTES_SMALL
 COMMITS = 12
 BLOCK_BYTES = 4096
 CATALOG, WAL = "catalog.db", "catalog.db-wal"
-WEIGHTS = {"segment": 10, CATALOG: 5, WAL: 4, "lock": 1}
+WEIGHTS = {"segment": 8, "state": 3, CATALOG: 5, WAL: 4, "lock": 1}
 """How often a file of each class is damaged."""
 KINDS = {"flip": 17, "cut": 2, "zeros": 1}
 """How often each kind of damage is done; segments are now and then swapped, too."""
@@ -83,7 +86,6 @@ class Specimen:
             for commit in range(1, COMMITS + 1):
                 author.publish(commit)
                 author.append(commit)
-            store.lock_pipeline(PIPELINE).release()
             if is_closed:
                 author.close()
                 store.close()
@@ -152,8 +154,9 @@ class Specimen:
             self._judge_rows(found, damage, tally, where)
 
     def _judge_error(self, error: DataflowError, damage: Damage, tally: Tally, where: str) -> None:
-        names_file = isinstance(error, CorruptSegmentError) and any(error.path in name for name in damage.files)
-        if damage.file_class == "segment" and not names_file:
+        path = error.path if isinstance(error, (CorruptSegmentError, CorruptFrameError)) else None
+        names_file = path is not None and any(os.path.join(self._root, path).endswith(name) for name in damage.files)
+        if damage.file_class in ("segment", "state") and not names_file:
             tally.find("wrong", f"{where}: the error does not name the file: {error.message}")
         elif damage.file_class == "lock":
             tally.find("wrong", f"{where}: what a lock file holds must mean nothing: {error.message}")
@@ -212,6 +215,9 @@ def read_all(root: Path, system: System) -> Truth:
             truth[f"commits of {info.name}"] = [
                 (entry.commit_id, entry.epoch, entry.first_offset) for entry in store.batches(info.name)
             ]
+        if state is not None:
+            files = store.frames(state, PIPELINE)
+            truth["frames"] = [values_of(pa.Table.from_batches(files.read(frame))) for frame in state.frames]
         truth["ledger"] = store.ledger(PIPELINE)
         return truth
 
