@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from os import PathLike
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from dataflow.aggregates import Aggregate
-from dataflow.errors import DataflowError, NameNotFoundError, PlanError, TypeMismatchError, caller_origin
+from dataflow.errors import DataflowError, NameNotFoundError, PlanError, TypeMismatchError, caller_origin, did_you_mean
 from dataflow.event_time import duration_us
 from dataflow.expr import Column, Expr, col
 from dataflow.graph.nodes import Node, Port, make_node
 from dataflow.operators import base
-from dataflow.operators.base import SinkContext, SinkSpec, SourceSpec, SplitSource
+from dataflow.operators.base import AT_LEAST_ONCE, EXACTLY_ONCE, SinkContext, SinkSpec, SourceSpec, SplitSource
 from dataflow.operators.stateless import FilterSpec, ProjectSpec, UnionSpec, require_column
 from dataflow.operators.watermark import WatermarkSpec
 from dataflow.operators.windows.base import Window
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Duration = str | timedelta
 FilePaths = str | PathLike[str] | Sequence[str | PathLike[str]]
 SchemaLike: TypeAlias = pa.Schema | dict[str, Any] | type | None
+DELIVERIES = ("exactly_once", "at_least_once")
 
 
 class Stream:
@@ -176,7 +178,7 @@ class Stream:
 
     def write_topic(self, topic: str, *, store: Store | str | PathLike[str] | None = None) -> StreamSink:
         """Append to a topic of the event log: of the run's store, or of another one."""
-        from dataflow.operators.sinks.topic import TopicSink, check_topic_name
+        from dataflow.operators.sinks.topic import check_topic_name, topic_sink
 
         try:
             check_topic_name(topic)
@@ -184,9 +186,219 @@ class Stream:
             raise error.at(caller_origin()) from None
 
         def make(context: SinkContext) -> base.Sink:
-            return TopicSink.of(topic, context, store)
+            return topic_sink(topic, context, store)
 
-        return self._sink(SinkSpec(topic, "topic", make, needs_store=store is None))
+        return self._sink(SinkSpec(topic, "topic", make, needs_store=store is None, guarantee=EXACTLY_ONCE))
+
+    def write_csv(
+        self,
+        path: str | PathLike[str],
+        *,
+        partition_by: str | Sequence[str] = (),
+        roll: Duration | None = None,
+        mode: str = "error",
+        delivery: str | None = None,
+        name: str | None = None,
+    ) -> StreamSink:
+        """Write CSV: a single file, or a directory of parts (a path that ends in `/` or has no suffix).
+
+        A file is seen once it is complete: a single one when the input has ended, which needs bounded input; a part
+        when `roll` is over (a duration such as "15m", or a size such as "128MB"; by default 128 MB or the end, on
+        endless input also 15 minutes) and its epoch is committed. With a store each row is in exactly one of them,
+        restarts included; without one, a bounded run shows all of its files at its end, or none.
+
+        `mode` says what may be there before: nothing ("error"), parts that stay ("append"), what this pipeline wrote
+        earlier, which goes when the new files are there ("replace"), or that only in the directories that get new
+        files ("replace_partitions"). `partition_by` makes a directory for each value: `country=DE/`.
+
+        Nulls are empty, an empty text is `""`, times are ISO 8601 (instants in UTC), durations too (`PT1.5S`).
+
+        >>> import tempfile
+        >>> import dataflow as flow
+        >>> orders = flow.from_rows([{"id": 1, "note": "a, b"}, {"id": 2, "note": None}], {"id": "int", "note": "str"})
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     result = orders.write_csv(f"{home}/orders.csv").run()
+        ...     flow.read_csv(f"{home}/orders.csv").collect().to_pydict()
+        {'id': [1, 2], 'note': ['a, b', None]}
+        """
+        return self._file_sink("csv", path, partition_by, roll, mode, delivery, name)
+
+    def write_jsonl(
+        self,
+        path: str | PathLike[str],
+        *,
+        partition_by: str | Sequence[str] = (),
+        roll: Duration | None = None,
+        mode: str = "error",
+        delivery: str | None = None,
+        name: str | None = None,
+    ) -> StreamSink:
+        """Write JSON Lines, an object a row; files, options and promises as in `write_csv`.
+
+        Lists, structs and maps become arrays and objects; NaN and infinity, which JSON lacks, become null.
+
+        >>> import tempfile, pathlib
+        >>> import dataflow as flow
+        >>> orders = flow.from_rows([{"id": 1, "tags": ["new"]}], {"id": "int", "tags": "list[string]"})
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     result = orders.write_jsonl(f"{home}/orders.jsonl").run()
+        ...     print(pathlib.Path(home, "orders.jsonl").read_text(), end="")
+        {"id":1,"tags":["new"]}
+        """
+        return self._file_sink("jsonl", path, partition_by, roll, mode, delivery, name)
+
+    def write_parquet(
+        self,
+        path: str | PathLike[str],
+        *,
+        partition_by: str | Sequence[str] = (),
+        roll: Duration | None = None,
+        mode: str = "error",
+        delivery: str | None = None,
+        name: str | None = None,
+    ) -> StreamSink:
+        """Write Parquet; files, options and promises as in `write_csv`.
+
+        >>> import tempfile
+        >>> import dataflow as flow
+        >>> orders = flow.from_rows([{"id": 1, "day": "mon"}, {"id": 2, "day": "tue"}], {"id": "int", "day": "string"})
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     result = orders.write_parquet(f"{home}/orders/", partition_by="day").run()
+        ...     flow.read_parquet(f"{home}/orders/day=tue/*.parquet").collect().to_pydict()
+        {'id': [2]}
+        """
+        return self._file_sink("parquet", path, partition_by, roll, mode, delivery, name)
+
+    def write_arrow(
+        self,
+        path: str | PathLike[str],
+        *,
+        partition_by: str | Sequence[str] = (),
+        roll: Duration | None = None,
+        mode: str = "error",
+        delivery: str | None = None,
+        name: str | None = None,
+    ) -> StreamSink:
+        """Write Arrow IPC files, not compressed, so that readers map them; options and promises as in `write_csv`.
+
+        >>> import tempfile
+        >>> import pyarrow as pa
+        >>> import dataflow as flow
+        >>> orders = flow.from_rows([{"id": 1}, {"id": 2}], {"id": "int"})
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     result = orders.write_arrow(f"{home}/orders.arrow").run()
+        ...     with pa.OSFile(f"{home}/orders.arrow") as file:
+        ...         pa.ipc.open_file(file).read_all().to_pydict()
+        {'id': [1, 2]}
+        """
+        return self._file_sink("arrow", path, partition_by, roll, mode, delivery, name)
+
+    def write_sqlite(
+        self,
+        path: str | PathLike[str],
+        table: str,
+        *,
+        key: str | Sequence[str] = (),
+        delivery: str | None = None,
+        name: str | None = None,
+    ) -> StreamSink:
+        """Write into a table of an SQLite database, which is made if it is missing.
+
+        With `key`, a row takes the place of the one with the same key. With a store the rows of an epoch are one
+        transaction, which remembers the epoch in the table `_dataflow_epochs`: each row arrives exactly once. Without
+        one a bounded run is one transaction, at its end. Times become ISO 8601 text, decimals text, NaN becomes null.
+
+        >>> import sqlite3, tempfile
+        >>> import dataflow as flow
+        >>> prices = flow.from_rows([{"id": 1, "price": 5}, {"id": 1, "price": 7}], {"id": "int", "price": "int"})
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     result = prices.write_sqlite(f"{home}/shop.db", "prices", key="id").run()
+        ...     database = sqlite3.connect(f"{home}/shop.db")
+        ...     print(database.execute("SELECT * FROM prices").fetchall())
+        ...     database.close()
+        [(1, 7)]
+        """
+        from dataflow.operators.sinks.sqlite import SqliteSink, SqliteTarget
+
+        try:
+            target = SqliteTarget(path=fspath(path), table=table, schema=self.schema, key=_names(key))
+        except DataflowError as error:
+            raise error.at(caller_origin()) from None
+        spec = SinkSpec(
+            name or f"{target.path} {table}",
+            "sqlite",
+            lambda context: SqliteSink(target, _named_context(context, spec)),
+            guarantee=EXACTLY_ONCE,
+            all_or_nothing=True,
+            delivery=_delivery(delivery),
+            target=(target.path, table, target.key),
+        )
+        return self._sink(spec)
+
+    def write_callback(
+        self, fn: Callable[[pa.RecordBatch, int], object], *, delivery: str | None = None, name: str | None = None
+    ) -> StreamSink:
+        """Call `fn(batch, epoch)` with the rows of each epoch, after its commit.
+
+        At least once: after a failure the next run calls it again with the same rows and epoch, so a function that
+        remembers the epochs it has dealt with gets each row exactly once. An exception of it fails the run.
+
+        >>> import dataflow as flow
+        >>> numbers = flow.from_rows([{"n": 1}, {"n": 2}], {"n": "int"})
+        >>> result = numbers.write_callback(lambda batch, epoch: print(epoch, batch.to_pydict())).run()
+        1 {'n': [1, 2]}
+        """
+        from dataflow.operators.sinks.callback import CallbackSink
+
+        if not callable(fn):
+            raise TypeMismatchError(
+                f"write_callback needs a function, got {type(fn).__name__}",
+                help="as in `def notify(batch, epoch): …`",
+                origin=caller_origin(),
+            )
+        spec = SinkSpec(
+            name or str(getattr(fn, "__name__", type(fn).__name__)),
+            "callback",
+            lambda context: CallbackSink(fn, _named_context(context, spec)),
+            guarantee=AT_LEAST_ONCE,
+            delivery=_delivery(delivery),
+        )
+        return self._sink(spec)
+
+    def _file_sink(
+        self,
+        format: str,
+        path: str | PathLike[str],
+        partition_by: str | Sequence[str],
+        roll: Duration | None,
+        mode: str,
+        delivery: str | None,
+        name: str | None,
+    ) -> StreamSink:
+        from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
+
+        try:
+            target = FileTarget(
+                path=fspath(path),
+                format=FORMATS[format],
+                schema=self.schema,
+                bounded=self._port.type.bounded,
+                roll=None if roll is None else Roll.of(roll),
+                mode=mode,
+                partition_by=_names(partition_by),
+            )
+        except DataflowError as error:
+            raise error.at(caller_origin()) from None
+        spec = SinkSpec(
+            name or target.path,
+            format,
+            lambda context: FileSink(target, _named_context(context, spec)),
+            guarantee=EXACTLY_ONCE,
+            all_or_nothing=True,
+            delivery=_delivery(delivery),
+            target=(target.path, mode, target.partition_by),
+        )
+        return self._sink(spec)
 
     def print(self, limit: int | None = None) -> StreamSink:
         """Print the rows: a header, then a line a row."""
@@ -199,7 +411,11 @@ class Stream:
         return self._sink(SinkSpec("", "console", make))
 
     def _sink(self, spec: SinkSpec) -> StreamSink:
-        return StreamSink(make_node(spec, self._port))
+        from dataflow.plan import check_delivery
+
+        node = make_node(spec, self._port)
+        check_delivery([node], has_store=True)  # what no run can keep fails here
+        return StreamSink(node)
 
 
 class WindowedStream:
@@ -315,12 +531,16 @@ def read_topic(
     store: Store | str | PathLike[str] | None = None,
     start: int | str = "earliest",
     until: int | None = None,
+    follow: bool = False,
     name: str | None = None,
 ) -> Stream:
-    """Rows of a topic as it is now; `start` and `until` are offsets (`until` is exclusive)."""
+    """Rows of a topic as it is now; `start` and `until` are offsets (`until` is exclusive).
+
+    With `follow` the run goes on with what is appended later, by this process or another one, until it is stopped.
+    """
     from dataflow.operators.sources.topic import TopicSource
 
-    return _read(lambda: TopicSource(topic, store, name=name, start=start, until=until))
+    return _read(lambda: TopicSource(topic, store, name=name, start=start, until=until, follow=follow))
 
 
 def from_arrow(data: pa.Table | pa.RecordBatch, *, name: str | None = None) -> Stream:
@@ -375,6 +595,26 @@ def _length_us(value: Duration, what: str) -> int:
     if us < 0:
         raise PlanError(f"{what} cannot be negative", help='use a duration such as "10s"', origin=caller_origin())
     return us
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _delivery(asked: str | None) -> str | None:
+    if asked is None or asked in DELIVERIES:
+        return asked
+    near = did_you_mean(str(asked), DELIVERIES)
+    raise NameNotFoundError(
+        f"there is no delivery {asked!r} (deliveries: {', '.join(DELIVERIES)})",
+        code="DF0506",
+        help=f"did you mean {near!r}?" if near else "leave it out for the best that the ends of the pipeline allow",
+        origin=caller_origin(),
+    )
+
+
+def _named_context(context: SinkContext, spec: SinkSpec) -> SinkContext:
+    return context if context.name else replace(context, name=spec.describe())
 
 
 def _require_expr(verb: str, value: object) -> None:

@@ -267,6 +267,9 @@ class _Run:
         return Program(self.pipeline.name, graph_hash(nodes), state_hash(nodes), schemas)
 
     def _require_store(self) -> None:
+        from dataflow.plan import check_delivery
+
+        check_delivery(self.pipeline.nodes, has_store=self.given_store is not None)
         for node in self.pipeline.nodes:
             if isinstance(node.spec, SinkSpec) and node.spec.needs_store and self.given_store is None:
                 raise PlanError(

@@ -483,6 +483,9 @@ class SourceSpec(OperatorSpec):
         return (self.verb, type(self.source).__name__, self.source.identity(), fields)
 
 
+EXACTLY_ONCE, AT_LEAST_ONCE, OWN_GUARANTEE = "exactly once", "at least once", "what the sink makes of each epoch"
+
+
 @dataclass(frozen=True)
 class SinkContext:
     """What a run gives to a sink when it makes it.
@@ -511,6 +514,14 @@ class SinkSpec(OperatorSpec):
     needs_store: bool = False
     blocking: bool = True
     """Whether `write` or `prepare` may wait for somebody else (a disk, a server): the sink then has a thread."""
+    guarantee: str = OWN_GUARANTEE
+    """How often a row arrives in runs with a store, restarts included."""
+    all_or_nothing: bool = False
+    """Without a store, whether a bounded run shows all of its rows, once, or none."""
+    delivery: str | None = None
+    """What the user asked for: `exactly_once` or `at_least_once`."""
+    target: tuple[object, ...] = ()
+    """What makes it the same place in another run, beside the name."""
     verb: ClassVar[str] = "to"
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:
@@ -523,7 +534,15 @@ class SinkSpec(OperatorSpec):
         return f"{self.kind} {self.name}" if self.name else self.kind
 
     def identity(self) -> tuple[object, ...]:
-        return (self.verb, self.kind, self.name)
+        return (self.verb, self.kind, self.name, *self.target)
+
+    def promise(self, has_store: bool, bounded: bool) -> str | None:
+        """The delivery in words: how often each row arrives; None when nobody can promise anything."""
+        if self.guarantee == OWN_GUARANTEE:
+            return None
+        if has_store:
+            return self.guarantee
+        return EXACTLY_ONCE if self.all_or_nothing and bounded else None
 
 
 class StatelessSpec(OperatorSpec):

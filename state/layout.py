@@ -79,14 +79,14 @@ def escape(name: str) -> str:
     return f"%2E{escaped[1:]}" if not escaped.strip(".") else escaped
 
 
-def make_durable_dirs(disk: Disk, path: FilePath) -> None:
+def make_durable_dirs(disk: Disk, path: FilePath, *, mode: int = DIRECTORY_MODE) -> None:
     """Make a directory and its parents, each durable in the one above it."""
     name = os.path.abspath(path)
     if disk.is_dir(name):
         return
     parent = os.path.dirname(name)
-    make_durable_dirs(disk, parent)
-    disk.make_dirs(name, mode=DIRECTORY_MODE)
+    make_durable_dirs(disk, parent, mode=mode)
+    disk.make_dirs(name, mode=mode)
     disk.sync_dir(parent)
 
 

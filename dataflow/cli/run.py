@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
 from dataflow.errors import DataflowError
+from dataflow.event_time import duration_us
 
 if TYPE_CHECKING:
     from dataflow.cli import Commands
@@ -29,6 +30,28 @@ def add_to(commands: Commands) -> None:
     add_program_to(parser)
     parser.add_argument("--store", type=Path, metavar="DIR", help="where topics and commits are kept")
     parser.add_argument("--workers", type=_workers, metavar="N", help="worker threads (default: the number of cores)")
+    parser.add_argument(
+        "--checkpoint-interval",
+        type=_interval,
+        default="1s",
+        metavar="TIME",
+        help="how often results and progress are committed, as in 100ms or 10s (default: 1s)",
+    )
+    parser.add_argument(
+        "--until", choices=["head"], help="head: read what is there now, commit, and leave windows open"
+    )
+    parser.add_argument(
+        "--restarts",
+        type=_restarts,
+        default=0,
+        metavar="N",
+        help="after a failure begin again from the last commit, up to N times (needs --store; default: 0)",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what an earlier run has kept and read the inputs from their start (needs --store)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(command=run)
 
@@ -36,7 +59,14 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     pipeline = load_pipeline(arguments.program)
     try:
-        result = pipeline.run(store=arguments.store, workers=arguments.workers)
+        result = pipeline.run(
+            store=arguments.store,
+            workers=arguments.workers,
+            checkpoint_interval=arguments.checkpoint_interval,
+            until=arguments.until,
+            restarts=arguments.restarts,
+            restart=arguments.restart,
+        )
     except DataflowError:
         raise
     except Exception as error:  # noqa: BLE001 - it came out of the user's program
@@ -66,6 +96,21 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _restarts(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of restarts: give 0 or more")
+    return int(text)
+
+
+def _interval(text: str) -> str:
+    try:
+        if duration_us(text, "--checkpoint-interval") > 0:
+            return text
+    except DataflowError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not an interval: give a duration such as 100ms or 10s")
+
+
 def _facts(name: str, result: RunResult) -> dict[str, object]:
     return {
         "pipeline": name,
@@ -74,6 +119,7 @@ def _facts(name: str, result: RunResult) -> dict[str, object]:
         "seconds": round(result.seconds, 6),
         "epochs": result.epochs,
         "stopped": result.stopped,
+        "restarts": result.restarts,
         "ledger": result.ledger,
     }
 

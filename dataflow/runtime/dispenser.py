@@ -89,7 +89,7 @@ class Dispenser:
 
     @property
     def at_head(self) -> bool:
-        """Whether all that is there has been entered; only in a run that ends there."""
+        """Whether all that is there has been handed on; only in a run that ends there."""
         return self._to_head and not self._turns and not self._outstanding
 
     # ── epochs ──
@@ -153,7 +153,7 @@ class Dispenser:
         self._tell()
 
     def through(self, unit: Unit) -> None:
-        """All rows of the unit have been entered."""
+        """All rows of the unit have been entered, and handed on by the steps of the task."""
         with self._lock:
             del self._outstanding[unit.place.sequence]
         self._tell()

@@ -73,7 +73,11 @@ class SourceInput(StatelessInput):
     def poll(self) -> Message | PartitionEnd | None:
         """The next message of this task; None when there is nothing to read now."""
         if self._unit is not None:
-            return self._go_on(self._unit)
+            if self._batch is not None or self._ahead is not None:
+                return self._go_on(self._unit)
+            self.dispenser.through(self._unit)  # its last rows have been handed on
+            self._next_sequence = self._unit.place.sequence + 1
+            self._unit = None
         if (progress := self._progress(self._next_sequence)) is not None:
             return progress
         taken = self.dispenser.take(self.task)
@@ -102,9 +106,6 @@ class SourceInput(StatelessInput):
             self.dispenser.let_pass(unit)
         made = self._slice(self._batch)
         unit.rows += made.num_rows
-        if self._batch is None and self._ahead is None:
-            self.dispenser.through(unit)
-            self._unit, self._next_sequence = None, unit.place.sequence + 1
         return made
 
     def _takes_long(self, batch: Batch) -> bool:

@@ -140,6 +140,8 @@ class Task:
             self.root.on_partition_end(message.partition, message.units_total)
         else:
             self._parked, self.phase = message, TaskPhase.SETTLING
+            for operator in self._holders:  # what other tasks have told before the epoch began belongs to it
+                operator.turn()
             self._unpark()
 
     def _unpark(self) -> bool:

@@ -106,6 +106,13 @@ class Disk(Protocol):
         """Give a file another name, replacing what has it. Atomic; durable after `sync_dir`."""
         ...
 
+    def rename_new(self, old: FilePath, new: FilePath) -> None:
+        """Give a file another name, or raise FileExistsError if something has it; durable after `sync_dir`.
+
+        After a power cut the file may have both names: whoever goes on then removes the old one.
+        """
+        ...
+
     def remove(self, path: FilePath) -> None: ...
     def truncate(self, path: FilePath, size: int) -> None: ...
     def make_dirs(self, path: FilePath, *, mode: int = 0o777) -> None:

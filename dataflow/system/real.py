@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import apsw
 
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say that cannot give a file a second name."""
 LOCK_BYTES_MAX = 4096
 """Of a lock file, as far as it is read: more than any holder writes."""
 
@@ -157,6 +159,19 @@ class RealDisk:
 
     def rename(self, old: FilePath, new: FilePath) -> None:
         os.replace(old, new)
+
+    def rename_new(self, old: FilePath, new: FilePath) -> None:
+        # A link is refused where a name is taken, by the file system itself: nobody can come between.
+        try:
+            os.link(old, new, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if os.path.lexists(new):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new)) from None
+            os.rename(old, new)
+        else:
+            os.remove(old)
 
     def remove(self, path: FilePath) -> None:
         os.remove(path)

@@ -176,6 +176,10 @@ class RecordingDisk:
         self._inner.rename(old, new)
         self.note(Rename(os.fspath(old), os.fspath(new)))
 
+    def rename_new(self, old: FilePath, new: FilePath) -> None:
+        self._inner.rename_new(old, new)
+        self.note(Rename(os.fspath(old), os.fspath(new)))
+
     def remove(self, path: FilePath) -> None:
         self._inner.remove(path)
         self.note(Remove(os.fspath(path)))

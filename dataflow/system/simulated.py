@@ -179,6 +179,11 @@ class SimulatedDisk:
         self._entries[os.path.abspath(new)] = self.file(old)
         del self._entries[os.path.abspath(old)]
 
+    def rename_new(self, old: FilePath, new: FilePath) -> None:
+        if self.exists(new):
+            raise FileExistsError(17, "File exists", os.fspath(new))
+        self.rename(old, new)
+
     def remove(self, path: FilePath) -> None:
         self.file(path)
         del self._entries[os.path.abspath(path)]

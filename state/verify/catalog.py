@@ -290,7 +290,7 @@ def _copy(files: StoreFiles, name: str, folder: Path) -> None:
             raise _no_room(name, error.strerror, folder) from None
 
 
-def _no_room(name: str, why: str, folder: Path) -> StoreError:
+def _no_room(name: str, why: str | None, folder: Path) -> StoreError:
     return StoreError(
         f"{name} ({why}) cannot be copied to {folder.parent}, which is how it is checked; nothing was changed",
         help="make room there, or set TMPDIR to a folder on a larger disk",
@@ -370,6 +370,7 @@ def _frame_findings(file: File, page_bytes: int, order: str, salts: Checksum, se
     """Where the chain of checksums ends, and whether that can be the work of a power cut."""
     whole = FRAME_HEADER_BYTES + page_bytes
     ended_at: int | None = None
+    seeds = [seed]
     commits = 0
     """Transactions that end in the run of frames, each chained to the one before it, that lies beyond the break."""
     for position in itertools.count(WAL_HEADER_BYTES, whole):
@@ -380,8 +381,11 @@ def _frame_findings(file: File, page_bytes: int, order: str, salts: Checksum, se
         frame = file.read(position, whole)
         _, pages, salt1, salt2, *found = struct.unpack_from(">6I", frame)
         ours = (salt1, salt2) == salts
-        chained = ours and _checksum(order, seed, frame[:8] + frame[FRAME_HEADER_BYTES:]) == (found[0], found[1])
-        seed = (found[0], found[1])
+        stored = (found[0], found[1])
+        # Chained to what the frame before it says of itself, or to what that should have said.
+        computed = [_checksum(order, before, frame[:8] + frame[FRAME_HEADER_BYTES:]) for before in seeds]
+        chained = ours and stored in computed
+        seeds = [stored] if chained else [stored, computed[0]]
         if ended_at is None:
             if chained:
                 continue

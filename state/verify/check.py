@@ -163,11 +163,11 @@ class _Check:
             snapshot = Snapshot(self.files)
             with ExitStack() as closing:
                 closing.callback(snapshot.close)
-                snapshot.check_structure()
                 before, counted = len(self.found.found), self.counted.copy()
+                self.found.found += snapshot.findings
+                snapshot.check_structure()
                 self.pipelines(snapshot)
                 if len(self.found.found) == before or snapshot.is_current() or attempt == FRAMES_TRIED_MAX:
-                    self.found.found += snapshot.findings
                     stack.push(closing.pop_all())
                     return snapshot
                 del self.found.found[before:]
@@ -276,8 +276,11 @@ class _Check:
 
     def pipelines(self, snapshot: Snapshot) -> None:
         """Checkpoints and their frames."""
-        for name, finished, checkpoint in snapshot.query("SELECT name, finished, checkpoint FROM pipelines"):
+        sql = "SELECT name, graph_hash, state_hash, finished, checkpoint FROM pipelines"
+        for name, graph_hash, state_hash, finished, checkpoint in snapshot.query(sql):
             assert isinstance(name, str) and isinstance(checkpoint, str)
+            if not graph_hash or not state_hash:
+                self.found.damage(CATALOG, f"a hash of {name!r} is empty")
             self.counted["pipelines"] += 1
             lock = ("locks", f"pipeline-{quoted(name)}.lock")
             if self.files.stat(*lock) is None:

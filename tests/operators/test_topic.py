@@ -10,7 +10,7 @@ import pytest
 
 from dataflow.errors import DataflowError, NameNotFoundError, PlanError
 from dataflow.operators.base import Idle, ReadRequest, Sink, SinkContext
-from dataflow.operators.sinks.topic import TopicSink
+from dataflow.operators.sinks.topic import topic_sink
 from dataflow.operators.sources.topic import TopicSource
 from dataflow.state.log.writer import Pending
 from dataflow.state.store import Store
@@ -136,7 +136,7 @@ def context(store: Store | None) -> SinkContext:
 
 
 def test_rows_for_the_runs_store_are_handed_to_the_run_and_it_publishes_them(store: Store) -> None:
-    sink = TopicSink.of("out", context(store))
+    sink = topic_sink("out", context(store))
     assert isinstance(sink, Sink)
     for epoch in (1, 2):
         sink.open(epoch)
@@ -152,7 +152,7 @@ def test_rows_for_the_runs_store_are_handed_to_the_run_and_it_publishes_them(sto
 
 
 def test_a_sink_that_named_the_runs_store_by_its_path_is_in_its_commit_too(store: Store) -> None:
-    sink = TopicSink.of("out", context(store), store.path)
+    sink = topic_sink("out", context(store), store.path)
     assert sink.store is store
     sink.close()
 
@@ -160,7 +160,7 @@ def test_a_sink_that_named_the_runs_store_by_its_path_is_in_its_commit_too(store
 def test_rows_for_another_store_are_published_by_the_sink_once(store: Store, tmp_path: Path) -> None:
     for run_store in (store, None):
         path = tmp_path / f"other-{run_store is None}"
-        sink = TopicSink.of("out", context(run_store), path)
+        sink = topic_sink("out", context(run_store), path)
         sink.open(1)
         sink.write(batch(0, 2))
         handle = sink.prepare(1)
@@ -173,7 +173,7 @@ def test_rows_for_another_store_are_published_by_the_sink_once(store: Store, tmp
 
 
 def test_abort_takes_back_what_was_prepared_and_what_was_not(store: Store) -> None:
-    sink = TopicSink.of("out", context(store))
+    sink = topic_sink("out", context(store))
     sink.open(1)
     sink.write(batch(0, 2))
     handle = sink.prepare(1)
@@ -189,8 +189,8 @@ def test_abort_takes_back_what_was_prepared_and_what_was_not(store: Store) -> No
 
 
 def test_a_second_run_into_the_same_topic_is_refused_while_the_first_one_has_it(store: Store) -> None:
-    sink = TopicSink.of("out", context(store))
+    sink = topic_sink("out", context(store))
     with pytest.raises(LockHeldError, match="topic `out`"):
-        TopicSink.of("out", context(store))
+        topic_sink("out", context(store))
     sink.close()
-    TopicSink.of("out", context(store)).close()
+    topic_sink("out", context(store)).close()

@@ -1,0 +1,113 @@
+"""Sinks that write somewhere else after the commit: the epoch's rows wait in the store until they are there.
+
+`prepare` makes the rows durable, `commit` hands them over. A commit that is repeated must not write twice, so the
+target keeps, in the same transaction as the rows, how far it got; the words for that come from here. The hard part is
+telling histories apart: a pipeline that begins anew in another store counts its epochs from 1 again, and a target that
+remembers the old ones must not take the new rows for those that it has. So each history gets a name, by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from dataflow.operators.base import SinkContext
+
+STAGED_BYTES_MAX = 4 << 20
+"""Rows in memory before they are staged: each time makes a frame, and a frame for a few rows is mostly overhead."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedEpoch:
+    """What an epoch's handle says: which history of the pipeline it belongs to, its number there, and its rows."""
+
+    history: str
+    epoch: int
+    rows: int
+
+    @classmethod
+    def of(cls, handle: object) -> StagedEpoch:
+        told: Any = handle
+        return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]))
+
+
+class Waiting(Protocol):
+    """Rows that wait for a commit: in the run's store (`SinkStaging`), or in a `Spool` where there is none."""
+
+    @property
+    def rows(self) -> int: ...
+    def keep(self, batches: Sequence[pa.RecordBatch]) -> None: ...
+    def batches(self) -> Iterable[pa.RecordBatch]: ...
+    def drop(self) -> None: ...
+
+
+class StagedSink:
+    """Keeps the rows of an epoch until its commit; subclasses say in `apply` where they go. Its handles are JSON."""
+
+    def __init__(self, context: SinkContext, staging: Waiting) -> None:
+        self.context, self.staging = context, staging
+        self.has_store = context.staging is not None
+        self._history = f"{context.system.chance.getrandbits(64):016x}"
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+        self._epoch = 0
+        """The last one that was prepared."""
+        self._applied: StagedEpoch | None = None
+
+    def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write the rows of an epoch, unless the target has them already."""
+        raise NotImplementedError
+
+    def recover(self, handle: object) -> None:
+        """Hand over what an earlier run has committed and perhaps not handed over."""
+        if handle is not None:
+            last = StagedEpoch.of(handle)
+            self._history, self._epoch = last.history, last.epoch
+            self._apply(last)
+
+    def open(self, epoch: int) -> None:
+        """Nothing to open."""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if not batch.num_rows:
+            return
+        self._waiting.append(batch)
+        self._waiting_bytes += batch.nbytes
+        if self._waiting_bytes >= STAGED_BYTES_MAX:
+            self._stage()
+
+    def prepare(self, epoch: int) -> dict[str, object]:
+        self._stage()
+        self._epoch = max(epoch, self._epoch + 1)
+        return asdict(StagedEpoch(self._history, self._epoch, self.staging.rows))
+
+    def commit(self, handle: object) -> None:
+        """Hand the epoch's rows over; may be repeated."""
+        self._apply(StagedEpoch.of(handle))
+
+    def abort(self, handle: object) -> None:
+        """Nobody has seen the rows yet. The run is over: the store keeps those of its last commit."""
+        self._waiting, self._waiting_bytes = [], 0
+        if not self.has_store:
+            self.staging.drop()
+
+    def close(self) -> None:
+        """The run is over."""
+        if not self.has_store:
+            self.staging.drop()
+
+    def _apply(self, epoch: StagedEpoch) -> None:
+        if epoch == self._applied:
+            return
+        if epoch.rows:
+            self.apply(epoch, self.staging.batches())
+            self.staging.drop()
+        self._applied = epoch
+
+    def _stage(self) -> None:
+        if self._waiting:
+            self.staging.keep(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0

@@ -1,0 +1,251 @@
+"""What a second run of a pipeline does: go on, refuse, say that it is done, or begin again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import dataflow as flow
+from dataflow import col, count
+from dataflow.errors import PlanError, RunError
+from dataflow.operators.base import ReadRequest
+from dataflow.operators.sources.parquet import ParquetSource
+from dataflow.system import RealSystem
+
+MINUTE_US = 60_000_000
+EPOCH = datetime(1970, 1, 1)
+
+
+def write_csv(path: Path, minutes: Sequence[float], *, more: bool = False) -> None:
+    lines = [f"{(EPOCH + timedelta(minutes=minute)).isoformat()},{n}" for n, minute in enumerate(minutes)]
+    with path.open("a" if more else "w") as file:
+        file.write("" if more else "at,n\n")
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def counted(path: Path, **options: Any) -> flow.Pipeline:
+    rows = flow.read_csv(path, schema={"at": "timestamp[us]", "n": "int64"}, **options)
+    made = rows.watermark("at").window(flow.tumbling("1m")).agg(n=count())
+    return flow.Pipeline("job", made.write_topic("minutes"))
+
+
+def minutes_in(store: Path) -> list[tuple[int, int]]:
+    with flow.Store(store) as opened:
+        if "minutes" not in [info.name for info in opened.topics()]:
+            return []
+        rows = opened.read("minutes").to_pylist()
+    return [(round((row["window_start"] - EPOCH).total_seconds() / 60), row["n"]) for row in rows]
+
+
+def test_until_head_leaves_windows_open_and_goes_on_with_what_has_come_since(tmp_path: Path) -> None:
+    path, store = tmp_path / "in.csv", tmp_path / "store"
+    write_csv(path, [0, 0.5, 1.5])
+    first = counted(path).run(store=store, until="head")
+    assert (first.rows_in, first.stopped, minutes_in(store)) == (3, None, [(0, 2)])
+    assert counted(path).run(store=store, until="head").rows_in == 0
+    write_csv(path, [1.7, 2.1], more=True)
+    assert counted(path).run(store=store, until="head", workers=1).rows_in == 2
+    assert minutes_in(store) == [(0, 2), (1, 2)]
+    write_csv(path, [2.5], more=True)
+    assert counted(path).run(store=store).rows_in == 1  # to the end
+    assert minutes_in(store) == [(0, 2), (1, 2), (2, 2)]
+    assert counted(path).run(store=store).already_finished
+
+
+def test_a_row_that_was_cut_in_two_when_the_file_was_read_is_refused(tmp_path: Path) -> None:
+    path, store = tmp_path / "in.csv", tmp_path / "store"
+    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1")
+    assert counted(path).run(store=store, until="head").rows_in == 2
+    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,12\n")
+    with pytest.raises(flow.DataflowError, match="in the middle of a row"):
+        counted(path).run(store=store, until="head")
+    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1\n1970-01-01T00:00:02,1\n")
+    assert counted(path).run(store=store, until="head").rows_in == 1
+
+
+def test_a_finished_run_is_done_and_more_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, store = tmp_path / "in.csv", tmp_path / "store"
+    write_csv(path, [0, 1])
+    counted(path).run(store=store)
+    assert counted(path).run(store=store).already_finished
+    assert "has finished in this store before" in capsys.readouterr().err
+    write_csv(path, [2], more=True)
+    with pytest.raises(PlanError, match=r"DF0407.*has more rows now"):
+        counted(path).run(store=store)
+    assert minutes_in(store) == [(0, 1), (1, 1)]
+    counted(path).run(store=store, restart=True)
+    assert minutes_in(store) == [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)]
+
+
+def test_steps_without_state_may_change_and_others_may_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us")), "x": [1, 2, 3]})
+
+    def run(factor: int, size: str = "1m", more: str | None = None) -> flow.RunResult:
+        rows = flow.from_arrow(table, name="rows").derive(y=col.x * factor).watermark("t")
+        made = rows.window(flow.tumbling(size)).agg(total=col.y.sum())
+        sinks = [made.write_topic("out")] + ([rows.write_topic(more)] if more else [])
+        return flow.Pipeline("job", *sinks).run(store=tmp_path, until="head")
+
+    run(1)
+    assert capsys.readouterr().err == ""
+    assert run(2).rows_in == 0
+    assert "has changed since epoch" in capsys.readouterr().err
+    with pytest.raises(PlanError, match=r"DF0406.*its windows, watermarks or sinks were others"):
+        run(2, size="2m")
+    with pytest.raises(PlanError, match="DF0406"):
+        run(2, more="copy")
+    table = table.set_column(1, "x", pa.array([1.0, 2.0, 3.0]))
+    with pytest.raises(PlanError, match="column `x` of `rows` is double now, and was int64"):
+        run(2)
+
+
+def test_two_sources_of_one_name_are_refused_only_where_something_is_kept(tmp_path: Path) -> None:
+    def made() -> flow.Stream:
+        one, two = (flow.from_rows([{"n": n}], {"n": "int64"}) for n in (1, 2))
+        return one.union(two)
+
+    assert made().collect().num_rows == 2
+    with pytest.raises(PlanError, match="two sources have the name `rows`"):
+        flow.Pipeline("job", made().write_topic("t")).run(store=tmp_path)
+
+
+def test_late_and_error_rows_that_nobody_reads_are_kept_in_topics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = pa.array([0, 5 * MINUTE_US, 1, None, 6 * MINUTE_US], pa.timestamp("us"))
+    rows = flow.from_arrow(pa.table({"t": times, "n": [1, 2, 3, 4, 5], "k": list("abcde")}), name="rows")
+    made = rows.watermark("t").window(flow.tumbling("1m"), by="k").agg(n=col.n.sum())
+    flow.Pipeline("my job", made.write_topic("out")).run(store=tmp_path)
+    told = capsys.readouterr().err
+    assert "the topic `my_job.late`" in told
+    assert "the topic `my_job.errors`" in told
+    with flow.Store(tmp_path) as store:
+        (late,) = store.read("my_job.late").to_pylist()
+        (wrong,) = store.read("my_job.errors").to_pylist()
+    assert (late["n"], late["k"], late["late_reason"]) == (3, "c", "window_final")
+    assert "tumbling" in late["late_step"]
+    assert (wrong["n"], wrong["error_code"]) == (4, "DF0404")
+
+
+def test_unread_rows_of_steps_with_other_columns_share_a_topic(tmp_path: Path) -> None:
+    times = pa.array([0, 5 * MINUTE_US, 1], pa.timestamp("us"))
+    one = flow.from_arrow(pa.table({"t": times, "n": [1, 2, 3]}), name="ints").watermark("t")
+    two = flow.from_arrow(pa.table({"t": times, "n": ["a", "b", "c"]}), name="texts").watermark("t")
+    sinks = [
+        stream.window(flow.tumbling("1m"), by="n").agg(c=count()).write_topic(name)
+        for name, stream in (("one", one), ("two", two))
+    ]
+    flow.Pipeline("job", *sinks).run(store=tmp_path)
+    with flow.Store(tmp_path) as store:
+        table = store.read("job.late")
+    values = {(row["late_step"].split("/")[0], row.get("n"), row.get("n_string"), row.get("n_int64")) for row in
+              table.to_pylist()}  # fmt: skip
+    assert {(step, str(next(v for v in rest if v is not None))) for step, *rest in values} == {
+        ("ints", "3"),
+        ("texts", "c"),
+    }
+
+
+@dataclass
+class FailingSink:
+    """Fails the first times that it is to write."""
+
+    failures: int
+    rows: int = 0
+    written: int = 0
+
+    def open(self, epoch: int) -> None:
+        self.written = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no network")
+        self.written += batch.num_rows
+
+    def prepare(self, epoch: int) -> object:
+        return epoch
+
+    def commit(self, handle: object) -> None:
+        self.rows += self.written
+        self.written = 0
+
+    def abort(self, handle: object) -> None:
+        self.written = 0
+
+
+def test_a_run_begins_again_as_often_as_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = FailingSink(failures=1)
+    rows = flow.from_arrow(pa.table({"n": range(1_000)}), name="rows")
+    result = flow.Pipeline("job", rows.to(sink, name="flaky")).run(store=tmp_path / "a", restarts=2)
+    assert (sink.rows, result.restarts) == (1_000, 1)
+    assert "beginning again from the last commit in 1 s (1 of 2)" in capsys.readouterr().err
+    with pytest.raises(RunError, match="no network"):
+        flow.Pipeline("job", rows.to(FailingSink(failures=9), name="flaky")).run(store=tmp_path / "b", restarts=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"until": "tail"}, '`until="head"` reads what is there now'),
+        ({"restarts": -1}, "is a number from 0 on"),
+        ({"restarts": 1, "store": None}, "needs a store"),
+        ({"restart": True, "store": None}, "needs a store"),
+    ],
+)
+def test_wrong_options_are_told(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    rows = flow.from_rows([{"n": 1}], {"n": "int64"})
+    with pytest.raises(PlanError) as refused:
+        flow.Pipeline("job", rows.print()).run(**{"store": tmp_path, **options})
+    assert said in str(refused.value)
+
+
+def test_a_parquet_file_is_read_on_from_any_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"n": range(10_000)}), path, row_group_size=900)
+    asked = ReadRequest(("n",), frozenset(), RealSystem())
+    splits = list(ParquetSource(path).splits(0, asked))
+    for split in splits:
+        for rows in (1, 450, split.rows - 1):
+            on = ParquetSource(path).splits(0, asked, split.position(rows))
+            read = [(part.first_position, part.columns["n"].to_pylist()) for one in on for part in one.read()]
+            first = split.first + rows
+            assert [n for _, values in read for n in values] == list(range(first, 10_000))
+            assert next(n for n, _ in read) == first
+    assert not list(ParquetSource(path).splits(0, asked, splits[-1].end))
+
+
+def test_a_followed_topic_gives_what_is_appended_later(tmp_path: Path) -> None:
+    store = flow.Store(tmp_path)
+    store.append("in", pa.table({"n": [1]}))
+    seen = threading.Event()
+
+    class Watching(FailingSink):
+        def commit(self, handle: object) -> None:
+            super().commit(handle)
+            if self.rows == 1 and not seen.is_set():
+                seen.set()
+                with flow.Store(tmp_path) as other:
+                    other.append("in", pa.table({"n": [2, 3]}))
+            if self.rows == 3:
+                raise OSError("enough")
+
+    sink = Watching(failures=0)
+    with pytest.raises(RunError, match="enough"):
+        flow.Pipeline("job", flow.read_topic("in", store=store, follow=True).to(sink, name="w")).run(
+            checkpoint_interval="10ms"
+        )
+    assert sink.rows == 3
+    with pytest.raises(PlanError, match="exclude each other"):
+        flow.read_topic("in", store=store, follow=True, until=3)
+    followed = flow.read_topic("in", store=store, follow=True)
+    copied = flow.Pipeline("copy", followed.write_topic("out")).run(store=store, until="head")
+    assert (copied.rows_in, store.read("out").num_rows) == (3, 3)
