@@ -1,10 +1,10 @@
 """Row 8: no damaged byte is read as if it were good.
 
-A small store is damaged in one place of one of its files, opened and read: a bit flipped, a file cut, 4 KiB of zeros, two
-segments swapped, an older one copied over. What is read must be the truth (the damage was in bytes that mean nothing), or
-an error with a code, which for a segment names the file. It runs in processes of its own, so that a crash is
-counted. The hard part are the catalog's files: SQLite has no checksum of its pages, and takes a damaged frame of its log
-for the end of it. What passes there is measured by itself: it is no promise, and told as a limit.
+A small store is damaged in one place of one of its files, opened and read: a bit flipped, a file cut, 4 KiB of zeros,
+two segments swapped, an older one copied over. What is read must be the truth (the damage was in bytes that mean
+nothing), or an error with a code, which for a segment names the file. It runs in processes of its own, so that a
+crash is counted. The hard part are the catalog's files: SQLite has no checksum of its pages, and takes a damaged
+frame of its log for the end of it. What passes there is measured by itself: it is no promise, and told as a limit.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ KINDS = {"flip": 17, "cut": 2, "zeros": 1}
 """How often each kind of damage is done; segments are now and then swapped, too."""
 SWAPS_SHARE = 50
 NOTE = (
-    "SQLite keeps no checksum of its pages, and reads its log up to the first frame that does not have its own: what is "
-    "`not noticed` in catalog.db and catalog.db-wal is a limit of the format, known and not solved"
+    "SQLite keeps no checksum of its pages, and reads its log up to the first frame that does not have its own: what "
+    "is `not noticed` in catalog.db and catalog.db-wal is a limit of the format, known and not solved"
 )
 
 
@@ -170,7 +170,9 @@ class Specimen:
             tally.count(f"{damage.file_class}: harmless")
             return
         if all(_is_end_cut(name, self._truth[name], found.get(name)) for name in self._truth if "rows of" in name):
-            how = "the last commits are gone" if "rows of" in " ".join(differing) else "rows are right, other values not"
+            how = (
+                "the last commits are gone" if "rows of" in " ".join(differing) else "rows are right, other values not"
+            )
         else:
             how = "rows differ"
         tally.count(f"{damage.file_class}: not noticed, {how}")

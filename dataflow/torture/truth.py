@@ -76,7 +76,7 @@ class Marks:
 
 
 class Author:
-    """Writes the commits of both lanes into one store; an epoch's checkpoint has one frame, and keeps the one before."""
+    """Writes the commits of both lanes into one store; an epoch has one frame, and keeps the one before."""
 
     def __init__(self, store: Store, seed: int, note: Note) -> None:
         self._store, self._seed, self._note = store, seed, note
@@ -182,18 +182,26 @@ class Author:
 def checkpoint_of(commit: int) -> dict[str, object]:
     """What an epoch says of itself, as the format wants it."""
     sources = {"numbers": {"0": {"position": commit}}}
-    return {"sources": sources, "states": {STEP: [{"epoch": commit}]}, "sinks": {}, "schemas": {"numbers": {"n": "int64"}}}
+    return {
+        "sources": sources,
+        "states": {STEP: [{"epoch": commit}]},
+        "sinks": {},
+        "schemas": {"numbers": {"n": "int64"}},
+    }
 
 
 @contextmanager
 def small_segments(bytes_max: int) -> Iterator[None]:
     """Begin new segments and files of frames far sooner, so that a short run sees what else takes 256 and 64 MiB."""
-    usual = log_writer.SEGMENT_BYTES_MAX, frame_files.FRAME_FILE_BYTES_MAX
-    log_writer.SEGMENT_BYTES_MAX = frame_files.FRAME_FILE_BYTES_MAX = bytes_max
+    limits = ((log_writer, "SEGMENT_BYTES_MAX"), (frame_files, "FRAME_FILE_BYTES_MAX"))
+    usual = [getattr(module, name) for module, name in limits]
+    for module, name in limits:
+        setattr(module, name, bytes_max)
     try:
         yield
     finally:
-        log_writer.SEGMENT_BYTES_MAX, frame_files.FRAME_FILE_BYTES_MAX = usual
+        for (module, name), value in zip(limits, usual, strict=True):
+            setattr(module, name, value)
 
 
 # ── the judge ──
@@ -236,9 +244,7 @@ def _verify(store: Store, tally: Tally, where: str) -> None:
             tally.find("wrong", f"{where}: the verifier says: {report.findings[0]}", group="verifier")
 
 
-def judge_rows(
-    seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str
-) -> None:
+def judge_rows(seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str) -> None:
     """Compare the rows of a topic with those of all commits up to `durable`, and say how they differ."""
     expected = [row for commit in range(1, durable + 1) for row in rows_of(seed, topic, commit)]
     if found == expected:
