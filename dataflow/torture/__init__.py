@@ -16,6 +16,7 @@ __all__ = ["Budget", "Plan", "Result", "Row", "Tally", "all_rows", "row"]
 
 MODULES = {
     1: "kills",
+    2: "end_to_end",
     3: "crash_points",
     4: "crash_images",
     6: "failed_syncs",
