@@ -28,8 +28,7 @@ SIMULATION_START_US = 1_700_000_000_000_000
 
 
 class SimulatedFile:
-    """A file's bytes: as they are, and as they would be after a power cut. `changes` is told of each change before it
-    is made, and may refuse it."""
+    """A file's bytes: as they are, and as they would be after a power cut. `changes` is told of each change."""
 
     def __init__(self, changes: Callable[[str], None] = lambda _: None) -> None:
         self.content = bytearray()
@@ -121,12 +120,9 @@ class SimulatedDisk:
         self._durable: dict[str, SimulatedFile | None] = {"/": None}
         self._locks: dict[str, str] = {}
         self._vfs: apsw.VFS | None = None
-        self.before_change: Callable[[str, str], None] = lambda kind, path: None
-        """Told of each change before it is made; what it raises refuses the change."""
 
     def _changes(self, kind: str, path: str) -> None:
         self._system.note(f"{kind} {path}")
-        self.before_change(kind, path)
 
     def kill_processes(self) -> None:
         """All processes are gone; what they had written is there."""
