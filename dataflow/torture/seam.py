@@ -60,7 +60,7 @@ class QuickSystem:
         clock = SimulatedClock()
         self.disk: Disk = RealSystem().disk if disk is None else disk
         self.clock: Clock = clock
-        self.scheduler: Scheduler = SimulatedScheduler(clock)
+        self.scheduler: Scheduler = SimulatedScheduler(clock, random.Random(seed))
         self.chance = random.Random(seed)
 
 

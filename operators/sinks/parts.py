@@ -292,21 +292,21 @@ def _encoded(text: str) -> str:
 
 def publish(disk: Disk, root: str, parts: Iterable[Part], *, replace: bool) -> None:
     """Give each part its name, durably; one that has it already is done. With `replace`, another file may have it."""
-    directories = {}
-    for part in parts:
-        path = os.path.join(root, part.name)
-        try:
-            make_durable_dirs(disk, os.path.dirname(path), mode=PUBLIC_MODE)
+    parts = list(parts)
+    directories = list(dict.fromkeys(os.path.dirname(os.path.join(root, part.name)) for part in parts))
+    path = root
+    try:
+        for path in directories:  # all of them first: making one syncs the root, which must not lose a name half way
+            make_durable_dirs(disk, path, mode=PUBLIC_MODE)
+        for part in parts:
+            path = os.path.join(root, part.name)
             _give_name(disk, os.path.join(root, part.hidden), path, part, replace=replace)
-        except OSError as error:
-            raise not_written(
-                path, error, "the epoch is committed, and its file waits under its hidden name"
-            ) from error
-        directories[os.path.dirname(path)] = True
-    for directory in directories:
-        disk.sync_dir(directory)
-    if directories and root not in directories:
-        disk.sync_dir(root)
+        for path in directories:
+            disk.sync_dir(path)
+        if directories and root not in directories:
+            disk.sync_dir(root)
+    except OSError as error:
+        raise not_written(path, error, "the epoch is committed, and its file waits under a hidden name") from error
 
 
 def _give_name(disk: Disk, hidden: str, path: str, part: Part, *, replace: bool) -> None:

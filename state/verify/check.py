@@ -269,7 +269,6 @@ class _Check:
                 )
             last[pipeline] = epoch, commit_id
         self._last_epochs(snapshot, last)
-        self._no_lost_rows(snapshot)
         self._ledger(snapshot)
 
     def _last_epochs(self, snapshot: Snapshot, last: dict[str, tuple[int, int]]) -> None:
@@ -280,11 +279,6 @@ class _Check:
                 self.found.damage(CATALOG, what, epoch=_integer(epoch))
         for name, (epoch, commit_id) in last.items():
             self.found.damage(CATALOG, f"commit {commit_id} is of a pipeline {name!r} that is not listed", epoch=epoch)
-
-    def _no_lost_rows(self, snapshot: Snapshot) -> None:
-        sql = "SELECT commit_id FROM commits WHERE pipeline IS NULL EXCEPT SELECT commit_id FROM batches"
-        for row in snapshot.query(sql):
-            self.found.damage(CATALOG, f"commit {row[0]} is of no pipeline, and no rows belong to it")
 
     # ── pipelines: checkpoints, frames, ledger ──
 

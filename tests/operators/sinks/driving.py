@@ -34,19 +34,22 @@ def rows(*numbers: int) -> pa.RecordBatch:
 
 
 class DyingDisk(SimulatedDisk):
-    """A disk whose process dies before the change with that number, and does nothing any more after it."""
+    """A disk whose process dies before the change with that number; what it does afterwards changes nothing."""
 
-    dies_at: int | None = None
-    changes = 0
+    corpse: SimulatedSystem | None = None
+    """The machine at that moment."""
 
-    @property
-    def is_dead(self) -> bool:
-        return self.dies_at is not None and self.changes >= self.dies_at
+    def __init__(self, system: SimulatedSystem, dies_at: int | None) -> None:
+        super().__init__(system)
+        self._machine, self._left = system, dies_at
 
     def count(self) -> None:
-        if self.is_dead:
+        if self._left == 0:
+            self._left = None
+            self.corpse = kill(self._machine)
             raise Death
-        self.changes += 1
+        if self._left is not None:
+            self._left -= 1
 
     def file(self, path: FilePath, *, make: bool = False) -> SimulatedFile:
         if make and not self.exists(path) and self.is_dir(os.path.dirname(os.path.abspath(path))):
@@ -94,11 +97,10 @@ class DyingFile(SimulatedFile):
 def dying(system: SimulatedSystem, dies_at: int | None) -> SimulatedSystem:
     """The machine, with a disk that dies."""
     made = kill(system)
-    disk = DyingDisk(made)
+    disk = DyingDisk(made, dies_at)
     copies = {id(file): _dying_copy(file, disk) for file in _files(made.disk)}
     disk._entries = {path: file and copies[id(file)] for path, file in made.disk._entries.items()}
     disk._durable = {path: file and copies[id(file)] for path, file in made.disk._durable.items()}
-    disk.dies_at = dies_at
     made.disk = disk
     return made
 

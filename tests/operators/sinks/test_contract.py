@@ -170,12 +170,14 @@ class Case:
 
     def dies(self, at: int | None, *, power: bool) -> bool:
         """Live until that step; false when there is no such step."""
+        machine = self.pipeline.system
         try:
             self.pipeline.life(at)
-        except (Death, Exception) as error:  # SQLite makes an error of its own of a death in its calls
-            if not isinstance(error, Death) and not getattr(self.pipeline.system.disk, "is_dead", False):
-                raise
-            self.pipeline.system = kill(self.pipeline.system, power=power)
+        except (Death, Exception) as error:
+            corpse = getattr(machine.disk, "corpse", None)
+            if not isinstance(error, Death) and corpse is None:
+                raise  # SQLite may make an error of its own of a death; this is none
+            self.pipeline.system = kill(corpse or machine, power=power)
             return True
         return False
 
