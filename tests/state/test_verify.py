@@ -566,6 +566,8 @@ def test_a_flip_in_an_earlier_transaction_of_the_log_is_damage(killed: Path, bit
     flip(killed / "catalog.db-wal", 8 * before_last + bit)
     report = verify(killed)
     assert not report.ok
+    with pytest.raises(StoreError, match="commits that were made are lost"):
+        commits(killed)
     assert any(finding.file == "catalog.db-wal" and finding.kind == "damage" for finding in report.findings)
 
 
