@@ -167,7 +167,9 @@ class Specimen:
             tally.count(f"{damage.file_class}: harmless")
             return
         if all(_is_end_cut(name, self._truth[name], found.get(name)) for name in self._truth if "rows of" in name):
-            how = "the last commits are gone" if "rows of" in " ".join(differing) else "rows are right, other values not"
+            how = (
+                "the last commits are gone" if "rows of" in " ".join(differing) else "rows are right, other values not"
+            )
         else:
             how = "rows differ"
         tally.count(f"{damage.file_class}: not noticed, {how}")

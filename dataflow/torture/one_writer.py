@@ -100,9 +100,7 @@ class Race:
         if what == "partition":
             self._check_rows(tally, where)
 
-    def _race(
-        self, what: str, openers: list[Victim], tally: Tally, where: str, *, winners: int = 1
-    ) -> Victim | None:
+    def _race(self, what: str, openers: list[Victim], tally: Tally, where: str, *, winners: int = 1) -> Victim | None:
         """Let them all try at once; the one that won, if one did."""
         tally.faults += 1
         for opener in openers:

@@ -175,9 +175,7 @@ def judge(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> di
     return durable
 
 
-def judge_rows(
-    seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str
-) -> None:
+def judge_rows(seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str) -> None:
     """Compare the rows of a topic with those of all commits up to `durable`, and say how they differ."""
     expected = [row for commit in range(1, durable + 1) for row in rows_of(seed, topic, commit)]
     if found == expected:
