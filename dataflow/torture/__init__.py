@@ -2,7 +2,8 @@
 
 A row of the scoreboard is one module here with a `ROW`; a new one needs its module and its line in MODULES. All of
 them follow the same rules: the seed is told first and decides everything, acknowledgements are kept by a process
-outside of the killed group, a fault counts when it really fired, and what cannot run on a machine is not proven there.
+outside of the killed group, a fault counts when it really fired, and what cannot run on a machine is not proven
+there.
 """
 
 from __future__ import annotations

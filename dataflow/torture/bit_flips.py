@@ -1,10 +1,10 @@
 """Row 8: no damaged byte is read as if it were good.
 
-A small store is damaged in one place of one of its files, opened and read: a bit flipped, a file cut, 4 KiB of zeros, two
-segments swapped, an older one copied over. What is read must be the truth (the damage was in bytes that mean nothing), or
-an error with a code, which for a segment names the file. It runs in processes of its own, so that a crash is
-counted. The hard part are the catalog's files: SQLite has no checksum of its pages, and takes a damaged frame of its log
-for the end of it. What passes there is measured by itself: it is no promise, and told as a limit.
+A small store is damaged in one place of one of its files, opened and read: a bit flipped, a file cut, 4 KiB of zeros,
+two segments swapped, an older one copied over. What is read must be the truth (the damage was in bytes that mean
+nothing), or an error with a code, which for a segment names the file. It runs in processes of its own, so that a
+crash is counted. The hard part are the catalog's files: SQLite has no checksum of its pages, and takes a damaged
+frame of its log for the end of it. What passes there is measured by itself: it is no promise, and told as a limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from dataflow.errors import DataflowError
+from dataflow.state.frames import CorruptFrameError
 from dataflow.state.log.segment import CorruptSegmentError
 from dataflow.state.store import Store
 from dataflow.system import System
@@ -28,14 +31,14 @@ from dataflow.torture.workload import SEGMENT_BYTES_SMALL
 COMMITS = 12
 BLOCK_BYTES = 4096
 CATALOG, WAL = "catalog.db", "catalog.db-wal"
-WEIGHTS = {"segment": 10, CATALOG: 5, WAL: 4, "lock": 1}
+WEIGHTS = {"segment": 8, "state": 3, CATALOG: 5, WAL: 4, "lock": 1}
 """How often a file of each class is damaged."""
 KINDS = {"flip": 17, "cut": 2, "zeros": 1}
 """How often each kind of damage is done; segments are now and then swapped, too."""
 SWAPS_SHARE = 50
 NOTE = (
-    "SQLite keeps no checksum of its pages, and reads its log up to the first frame that does not have its own: what is "
-    "`not noticed` in catalog.db and catalog.db-wal is a limit of the format, known and not solved"
+    "SQLite keeps no checksum of its pages, and reads its log up to the first frame that does not have its own: what "
+    "is `not noticed` in catalog.db and catalog.db-wal is a limit of the format, known and not solved"
 )
 
 
@@ -83,7 +86,6 @@ class Specimen:
             for commit in range(1, COMMITS + 1):
                 author.publish(commit)
                 author.append(commit)
-            store.lock_pipeline(PIPELINE).release()
             if is_closed:
                 author.close()
                 store.close()
@@ -152,8 +154,9 @@ class Specimen:
             self._judge_rows(found, damage, tally, where)
 
     def _judge_error(self, error: DataflowError, damage: Damage, tally: Tally, where: str) -> None:
-        names_file = isinstance(error, CorruptSegmentError) and any(error.path in name for name in damage.files)
-        if damage.file_class == "segment" and not names_file:
+        path = error.path if isinstance(error, (CorruptSegmentError, CorruptFrameError)) else None
+        names_file = path is not None and any(os.path.join(self._root, path).endswith(name) for name in damage.files)
+        if damage.file_class in ("segment", "state") and not names_file:
             tally.find("wrong", f"{where}: the error does not name the file: {error.message}")
         elif damage.file_class == "lock":
             tally.find("wrong", f"{where}: what a lock file holds must mean nothing: {error.message}")
@@ -214,6 +217,9 @@ def read_all(root: Path, system: System) -> Truth:
             truth[f"commits of {info.name}"] = [
                 (entry.commit_id, entry.epoch, entry.first_offset) for entry in store.batches(info.name)
             ]
+        if state is not None:
+            files = store.frames(state, PIPELINE)
+            truth["frames"] = [values_of(pa.Table.from_batches(files.read(frame))) for frame in state.frames]
         truth["ledger"] = store.ledger(PIPELINE)
         return truth
 

@@ -1,7 +1,7 @@
 """Row 4: all legal disks after a power cut recover.
 
-The workload runs once, recorded; every distinct disk that a power cut at any moment could have left is then made, opened,
-judged, written to, and judged again. `image_trials` does the same for any other workload.
+The workload runs once, recorded; every distinct disk that a power cut at any moment could have left is then made,
+opened, judged, written to, and judged again. `image_trials` does the same for any other workload.
 """
 
 from __future__ import annotations

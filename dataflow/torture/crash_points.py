@@ -1,7 +1,7 @@
 """Row 3: every change of the disk is a safe place to be killed at.
 
-A forked process works until its k-th write, fsync, rename, truncate or unlink, SQLite's included, and kills itself there:
-before the change, and for a write also when half of it is done. For every k.
+A forked process works until its k-th write, fsync, rename, truncate or unlink, SQLite's included, and kills itself
+there: before the change, and for a write also when half of it is done. For every k.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import apsw
 
@@ -81,8 +81,9 @@ class KillAfterPart(Refusal):
         kill_own_group()
 
 
-def kill_own_group() -> Any:
+def kill_own_group() -> NoReturn:
     os.killpg(0, signal.SIGKILL)
+    raise AssertionError("a process went on after SIGKILL")
 
 
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int, is_once: bool) -> None:

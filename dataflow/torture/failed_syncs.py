@@ -1,9 +1,10 @@
 """Row 6: an fsync that fails is fatal, and nothing is acknowledged that it covers.
 
-After a failed fsync the kernel takes the pages for clean: the next fsync succeeds, reads show the bytes, and once the cache
-is dropped they are gone. So here: the k-th fsync (of a file, of a directory, by SQLite) fails, whoever works goes on as
-far as the store lets them, and then what that fsync covered is taken away unless it was written anew. What was
-acknowledged must still be there. Where loop devices can be mounted the same is done with a real disk that is too small.
+After a failed fsync the kernel takes the pages for clean: the next fsync succeeds, reads show the bytes, and once the
+cache is dropped they are gone. So here: the k-th fsync (of a file, of a directory, by SQLite) fails, whoever works
+goes on as far as the store lets them, and then what that fsync covered is taken away unless it was written anew. What
+was acknowledged must still be there. Where loop devices can be mounted the same is done with a real disk that is too
+small.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from dataclasses import dataclass, field
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """What a row of the scoreboard is, what it is asked, and what it answers.
 
-A row is one promise and the fault that is meant to break it. The hard part of such a rig is to know that it bites: a row
-counts the faults that really fired (without any it proves nothing, and is bad), and takes the name of a mutant, a bug
-that is planted where the work is done, under which it has to come out bad.
+A row is one promise and the fault that is meant to break it. The hard part of such a rig is to know that it bites: a
+row counts the faults that really fired (without any it proves nothing, and is bad), and takes the name of a mutant, a
+bug that is planted where the work is done, under which it has to come out bad.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Row 7: a full disk is a pause, not a loss.
 
-From the k-th write on (or the k-th new file: then only the inodes are used up) the disk has no room; the first write that
-does not fit is done in part. Whoever works is told by an error with a code, readers go on meanwhile, and once there is
-room again the work does, with the same store or with a new one. Where a tmpfs can be mounted, also on one that is full.
+From the k-th write on (or the k-th new file: then only the inodes are used up) the disk has no room; the first write
+that does not fit is done in part. Whoever works is told by an error with a code, readers go on meanwhile, and once
+there is room again the work does, with the same store or with a new one. Where a tmpfs can be mounted, also on one
+that is full.
 """
 
 from __future__ import annotations

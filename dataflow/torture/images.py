@@ -1,9 +1,9 @@
 """Every disk that a power cut could have left, made from a recording of what was written.
 
-After a power cut a file has what was synced; of what was written since, any part may be there: a write whole, torn at a
-byte or a sector, as zeros, or not at all, whatever became of the writes before and after it. A name has its last synced
-state, or any later one. `fsync` of a file makes its bytes durable and not its name; `fsync` of a directory its names.
-The hard part is the number: all subsets are too many, so at each moment of the recording the telling ones are
+After a power cut a file has what was synced; of what was written since, any part may be there: a write whole, torn at
+a byte or a sector, as zeros, or not at all, whatever became of the writes before and after it. A name has its last
+synced state, or any later one. `fsync` of a file makes its bytes durable and not its name; `fsync` of a directory its
+names. The hard part is the number: all subsets are too many, so at each moment of the recording the telling ones are
 made (all, none, all but one, only one, the last write torn), and as many others as chance gives. Equal images are
 made once.
 """
@@ -291,7 +291,8 @@ def _dirty(moment: Moment) -> list[Inode]:
 
 def _last(inodes: Sequence[Inode]) -> list[int]:
     """The numbers of the last pending changes of each inode, at most so many in all."""
-    numbers, first = [], 0
+    numbers: list[int] = []
+    first = 0
     for inode in inodes:
         own = range(first, first + len(inode.pending))
         numbers += own[-max(2, SINGLED_OUT_MAX // len(inodes)) :]
@@ -321,7 +322,8 @@ def _mixture(writes: Sequence[Write | Truncate], count: int, chance: random.Rand
 
 
 def _image(moment: Moment, number: int, what: str, missing: dict[int, Part]) -> Image:
-    parts_of, first = {}, 0
+    parts_of: dict[int, list[Part | None]] = {}
+    first = 0
     for inode in _dirty(moment):
         numbers = range(first, first + len(inode.pending))
         parts_of[id(inode)] = [missing.get(one) for one in numbers]
@@ -330,11 +332,12 @@ def _image(moment: Moment, number: int, what: str, missing: dict[int, Part]) -> 
     for position, change in enumerate(moment.pending_names, first):
         if position not in missing:
             rename(names, change)
-    contents = {}
     reachable = {path: inode for path, inode in names.items() if _is_reachable(path, names, moment.root)}
-    for path, inode in reachable.items():
-        if inode is not None:
-            contents[path] = inode.content(parts_of.get(id(inode), [])) if inode.pending else inode.durable
+    contents = {
+        path: inode.content(parts_of[id(inode)]) if inode.pending else inode.durable
+        for path, inode in reachable.items()
+        if inode is not None
+    }
     return Image(number, what, reachable, contents)
 
 

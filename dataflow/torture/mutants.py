@@ -1,7 +1,8 @@
 """Bugs planted on purpose: each must be caught by the row that is meant for it (row 25).
 
-A rig that never fails proves nothing. A mutant replaces one function of the engine, in the processes that do the work and
-nowhere else, by one that makes a mistake which somebody has made somewhere. Only torture and its tests import this.
+A rig that never fails proves nothing. A mutant replaces one function of the engine, in the processes that do the work
+and nowhere else, by one that makes a mistake which somebody has made somewhere. Only torture and its tests import
+this.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def epoch_apart() -> AbstractContextManager[None]:
 
 def commit_before_rows() -> AbstractContextManager[None]:
     """Rows are kept in memory until the catalog lists them."""
-    append, mark, size = GrowingSegment._append, TopicWriter.mark_published, GrowingSegment.size
+    append, mark = GrowingSegment._append, TopicWriter.mark_published
     held: dict[GrowingSegment, list[pa.Buffer]] = {}
 
     def append_later(self: GrowingSegment, message: pa.Buffer) -> int:
@@ -110,7 +111,7 @@ def commit_before_rows() -> AbstractContextManager[None]:
         return position
 
     def later_size(self: GrowingSegment) -> int:
-        return int(size.fget(self)) + sum(message.size for message in held.get(self, []))  # type: ignore[attr-defined]
+        return int(self._file.size + sum(message.size for message in held.get(self, [])))
 
     def write_now(self: TopicWriter, pending: Pending) -> None:
         for segment in self._segments:

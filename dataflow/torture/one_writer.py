@@ -1,9 +1,9 @@
 """Row 13: never two writers.
 
-Fifty processes wait for one word and then all want the same thing: a partition, a pipeline's name, or a store that is not
-there yet. One may get it; the others hear whose it is. Then the holder is stopped (it holds on), goes on and leaves, or
-is killed (it holds no more), and all race again; what lies in the lock file means nothing. A winner of a partition also
-writes: had there been two, their rows would show it.
+Fifty processes wait for one word and then all want the same thing: a partition, a pipeline's name, or a store that is
+not there yet. One may get it; the others hear whose it is. Then the holder is stopped (it holds on), goes on and
+leaves, or is killed (it holds no more), and all race again; what lies in the lock file means nothing. A winner of a
+partition also writes: had there been two, their rows would show it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processes to be killed: forked in milliseconds from a warm parent, each in a group of its own.
 
-A fork is safe only while there is one thread. So a fresh interpreter, the warm parent, imports what the work needs and
-forks whom it is asked for; it never starts a thread itself. What is acknowledged goes through a socket that keeps
+A fork is safe only while there is one thread. So a fresh interpreter, the warm parent, imports what the work needs
+and forks whom it is asked for; it never starts a thread itself. What is acknowledged goes through a socket that keeps
 messages whole to a driver outside of the killed group, and everything that was sent before the kill arrives.
 """
 
@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
@@ -70,10 +70,8 @@ class Victim:
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the whole group."""
-        try:
+        with suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            pass  # it has ended by itself
 
     def end(self, number: int = signal.SIGKILL) -> tuple[list[Any], int]:
         """Kill the group; return what it had said until then, and its exit code (minus the signal's number)."""
@@ -118,10 +116,8 @@ def _be_victim(work: Callable[[], None]) -> None:
 
 def _own_group(pid: int) -> None:
     """Both sides do it: whoever comes first, the group is there before it is signalled."""
-    try:
+    with suppress(PermissionError, ProcessLookupError):
         os.setpgid(pid, pid)
-    except (PermissionError, ProcessLookupError):
-        pass
 
 
 def die_with_parent() -> None:

@@ -60,7 +60,7 @@ class QuickSystem:
         clock = SimulatedClock()
         self.disk: Disk = RealSystem().disk if disk is None else disk
         self.clock: Clock = clock
-        self.scheduler: Scheduler = SimulatedScheduler(clock)
+        self.scheduler: Scheduler = SimulatedScheduler(clock, random.Random(seed))
         self.chance = random.Random(seed)
 
 
@@ -96,14 +96,15 @@ class Refusal:
         """The error that SQLite's own VFS would return."""
         if self.error_number == errno.ENOSPC:
             return apsw.FullError(os.strerror(errno.ENOSPC))
-        error = apsw.CantOpenError(os.strerror(self.error_number)) if kind == "create" else apsw.IOError()
+        kind_of_error = apsw.CantOpenError if kind == "create" else apsw.IOError
+        error: apsw.Error = kind_of_error(os.strerror(self.error_number))
         codes = {
             "write": apsw.SQLITE_IOERR_WRITE,
             "sync": apsw.SQLITE_IOERR_FSYNC,
             "truncate": apsw.SQLITE_IOERR_TRUNCATE,
             "remove": apsw.SQLITE_IOERR_DELETE,
         }
-        error.extendedresult = codes.get(kind, apsw.SQLITE_CANTOPEN)
+        error.extendedresult = codes.get(kind, apsw.SQLITE_CANTOPEN)  # type: ignore[attr-defined]
         return error
 
 
@@ -162,6 +163,10 @@ class FaultyDisk:
     def rename(self, old: FilePath, new: FilePath) -> None:
         self._ask("rename", old)
         self._inner.rename(old, new)
+
+    def rename_new(self, old: FilePath, new: FilePath) -> None:
+        self._ask("rename", old)
+        self._inner.rename_new(old, new)
 
     def remove(self, path: FilePath) -> None:
         self._ask("remove", path)

@@ -18,14 +18,22 @@ from itertools import chain
 import pyarrow as pa
 
 from dataflow.errors import DataflowError
+from dataflow.state import frames as frame_files
+from dataflow.state.frames import Frame, FrameFiles
 from dataflow.state.log import writer as log_writer
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.store import EpochRecord, Store
+from dataflow.state.verify import verify
+from dataflow.system import Lock
 from dataflow.torture.frame import Tally
 
 PIPELINE = "torture"
 LANES = {"epochs": ("a", "b"), "appends": ("c",)}
 """The topics that one commit of a lane writes."""
+STEP = "totals"
+"""The step whose state is in the frames: the rows that a topic of this name would have."""
+OWNER = f"state {STEP}"
+FRAMES_KEPT = 2
 TOPICS = tuple(chain.from_iterable(LANES.values()))
 SCHEMA = pa.schema({"commit": pa.int64(), "n": pa.int64(), "text": pa.string()})
 ROWS_MAX, TEXT_CHARS_MAX = 8, 120
@@ -33,6 +41,7 @@ ROWS_MAX, TEXT_CHARS_MAX = 8, 120
 Note = Callable[[str, str, int], None]
 """Takes `begun` or `acked`, the lane, and the number of the commit (from 1)."""
 Value = tuple[int, int, str]
+Prepared = tuple[list[Pending], Frame]
 
 
 @lru_cache(maxsize=4096)
@@ -52,10 +61,6 @@ def batch_of(seed: int, topic: str, commit: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def epoch_record(epoch: int) -> EpochRecord:
-    return EpochRecord(pipeline=PIPELINE, epoch=epoch, finished=False, graph_hash="torture")
-
-
 class Marks:
     """What was begun and what was acknowledged, by lane."""
 
@@ -71,24 +76,27 @@ class Marks:
 
 
 class Author:
-    """Writes the commits of both lanes into one store."""
+    """Writes the commits of both lanes into one store; an epoch has one frame, and keeps the one before."""
 
     def __init__(self, store: Store, seed: int, note: Note) -> None:
         self._store, self._seed, self._note = store, seed, note
         self._writers: dict[str, TopicWriter] = {}
+        self._lock: Lock | None = None
+        self._files: FrameFiles | None = None
+        self._frames: list[Frame] = []
 
     def publish(self, commit: int) -> None:
         """The commit of that number in `epochs`: two topics and the epoch, at once."""
         self._note("begun", "epochs", commit)
-        self._store.publish(self.prepare(commit), epoch=epoch_record(commit))
+        self._publish(commit, self.prepare(commit))
         self._note("acked", "epochs", commit)
 
     def publish_two(self, commit: int) -> None:
         """Two commits in `epochs`: the second is prepared while the first still waits to be published."""
-        pendings = [self.prepare(commit), self.prepare(commit + 1)]
-        for number, pending in enumerate(pendings, commit):
+        prepared = [self.prepare(commit), self.prepare(commit + 1)]
+        for number, one in enumerate(prepared, commit):
             self._note("begun", "epochs", number)
-            self._store.publish(pending, epoch=epoch_record(number))
+            self._publish(number, one)
             self._note("acked", "epochs", number)
 
     def append(self, commit: int) -> None:
@@ -97,7 +105,11 @@ class Author:
         self._store.append("c", batch_of(self._seed, "c", commit))
         self._note("acked", "appends", commit)
 
-    def prepare(self, commit: int) -> list[Pending]:
+    def prepare(self, commit: int) -> Prepared:
+        """Make an epoch's rows and its state durable."""
+        files = self._open_files()
+        frame = files.write(OWNER, [batch_of(self._seed, STEP, commit)], SCHEMA)
+        files.sync()
         pendings = []
         for topic in LANES["epochs"]:
             writer = self._writer(topic)
@@ -105,7 +117,24 @@ class Author:
             pending = writer.prepare()
             assert pending is not None
             pendings.append(pending)
-        return pendings
+        return pendings, frame
+
+    def _publish(self, commit: int, prepared: Prepared) -> None:
+        pendings, frame = prepared
+        kept = [*self._frames[-FRAMES_KEPT + 1 :], frame]
+        record = EpochRecord(
+            pipeline=PIPELINE,
+            epoch=commit,
+            finished=False,
+            graph_hash=PIPELINE,
+            checkpoint=checkpoint_of(commit),
+            ledger={STEP: {"rows_in": commit, "passed": commit}},
+            added=[frame],
+            dropped=[one.number for one in self._frames if one not in kept],
+        )
+        self._store.publish(pendings, epoch=record)
+        self._frames = kept
+        self._open_files().forget(kept)
 
     def roll_back(self, commit: int) -> None:
         """Write what belongs to a commit, and take it back."""
@@ -128,31 +157,62 @@ class Author:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+        if self._files is not None:
+            self._files.close()
+        if self._lock is not None:
+            self._lock.release()
+        self._files = self._lock = None
 
     def _writer(self, topic: str) -> TopicWriter:
         if topic not in self._writers:
             self._writers[topic] = self._store.writer(topic, SCHEMA)
         return self._writers[topic]
 
+    def _open_files(self) -> FrameFiles:
+        """As a pipeline does when it starts: its lock, then what its last checkpoint refers to."""
+        if self._files is None:
+            self._lock = self._store.lock_pipeline(PIPELINE)
+            state = self._store.pipeline(PIPELINE)
+            self._frames = [] if state is None else sorted(state.frames, key=lambda frame: frame.number)
+            self._files = self._store.frames(state, PIPELINE)
+            self._files.forget(self._frames)
+        return self._files
+
+
+def checkpoint_of(commit: int) -> dict[str, object]:
+    """What an epoch says of itself, as the format wants it."""
+    sources = {"numbers": {"0": {"position": commit}}}
+    return {
+        "sources": sources,
+        "states": {STEP: [{"epoch": commit}]},
+        "sinks": {},
+        "schemas": {"numbers": {"n": "int64"}},
+    }
+
 
 @contextmanager
 def small_segments(bytes_max: int) -> Iterator[None]:
-    """Begin a new segment far sooner, so that a short run sees what else takes 256 MiB."""
-    usual = log_writer.SEGMENT_BYTES_MAX
-    log_writer.SEGMENT_BYTES_MAX = bytes_max
+    """Begin new segments and files of frames far sooner, so that a short run sees what else takes 256 and 64 MiB."""
+    limits = ((log_writer, "SEGMENT_BYTES_MAX"), (frame_files, "FRAME_FILE_BYTES_MAX"))
+    usual = [getattr(module, name) for module, name in limits]
+    for module, name in limits:
+        setattr(module, name, bytes_max)
     try:
         yield
     finally:
-        log_writer.SEGMENT_BYTES_MAX = usual
+        for (module, name), value in zip(limits, usual, strict=True):
+            setattr(module, name, value)
 
 
 # ── the judge ──
 
 
-def judge(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> dict[str, int] | None:
+def judge(
+    store: Store, seed: int, marks: Marks, tally: Tally, where: str, *, verifies: bool = True
+) -> dict[str, int] | None:
     """Compare a store with what it must hold; return the last commit of each lane, None if it cannot be read."""
     try:
-        found, epoch = _read(store)
+        found, epochs = _read(store)
     except DataflowError as error:
         if not any(marks.acked.values()):
             return dict.fromkeys(LANES, 0)  # making it was cut off: whether it can be made anew, going on will tell
@@ -170,9 +230,21 @@ def judge(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> di
         if durable[lane] < marks.acked[lane]:
             count = sum(len(rows_of(seed, topics[0], n)) for n in range(durable[lane] + 1, marks.acked[lane] + 1))
             tally.find("lost", f"{where}: {lane} ends at commit {durable[lane]}, acked {marks.acked[lane]}", count)
-    if epoch != durable["epochs"]:
-        tally.find("wrong", f"{where}: the pipeline is at epoch {epoch}, its rows at {durable['epochs']}")
+    kept = list(range(1, durable["epochs"] + 1))[-FRAMES_KEPT:]
+    if epochs != [durable["epochs"], *kept]:
+        what = f"the pipeline is at epoch {epochs[0]} with frames of {epochs[1:]}"
+        tally.find("wrong", f"{where}: {what}, its rows are at {durable['epochs']}")
+    if verifies:
+        _verify(store, tally, where)
     return durable
+
+
+def _verify(store: Store, tally: Tally, where: str) -> None:
+    """Ask the verifier, which shares no code with the store."""
+    if store.exists:
+        report = verify(store.path)
+        if not report.ok:
+            tally.find("wrong", f"{where}: the verifier says: {report.findings[0]}", group="verifier")
 
 
 def judge_rows(seed: int, topic: str, found: list[Value], durable: int, acked: int, tally: Tally, where: str) -> None:
@@ -195,15 +267,23 @@ def judge_rows(seed: int, topic: str, found: list[Value], durable: int, acked: i
             tally.find(kind, f"{where}: topic {topic}: {rows[0][:2]} and {len(rows) - 1} more", len(rows))
 
 
-def _read(store: Store) -> tuple[dict[str, list[Value]], int]:
-    """All rows of each topic, and the epoch of the pipeline."""
+def _read(store: Store) -> tuple[dict[str, list[Value]], list[int]]:
+    """All rows of each topic; the epoch of the pipeline, and those whose state its frames have."""
     found: dict[str, list[Value]] = {topic: [] for topic in TOPICS}
     if not store.exists:
-        return found, 0
+        return found, [0]
     state = store.pipeline(PIPELINE)
     for info in store.topics():
         found[info.name] = values_of(store.read(info.name))
-    return found, 0 if state is None else state.epoch
+    if state is None:
+        return found, [0]
+    files = store.frames(state, PIPELINE)
+    frames = sorted(state.frames, key=lambda frame: frame.number)
+    return found, [state.epoch, *(_epoch_of(files.read(frame)) for frame in frames)]
+
+
+def _epoch_of(batches: list[pa.RecordBatch]) -> int:
+    return int(batches[0]["commit"][0].as_py())
 
 
 def values_of(table: pa.Table) -> list[Value]:
@@ -213,7 +293,8 @@ def values_of(table: pa.Table) -> list[Value]:
 
 def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> None:
     """Judge a store, write the next commit of each lane into it, and judge again."""
-    durable = judge(store, seed, marks, tally, where)
+    # A log of SQLite that was torn when it began is no damage, and goes with the next commit: the verifier comes then.
+    durable = judge(store, seed, marks, tally, where, verifies=False)
     if durable is None:
         return
     after = Marks()
