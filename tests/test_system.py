@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -171,10 +172,32 @@ def test_simulated_time_moves_only_when_somebody_waits() -> None:
     event.set()
     assert event.wait(99.0)
     assert (system.clock.monotonic(), system.clock.wall_us() - started_us) == (2.0, 2_000_000)
-    with pytest.raises(RuntimeError, match="turn `worker-1`"):
-        system.scheduler.start_thread(lambda: None, "worker-1")
     with pytest.raises(AssertionError, match="for ever"):
         system.scheduler.event().wait()
+
+
+def test_who_waits_lets_the_others_have_turns_in_an_order_that_the_seed_decides() -> None:
+    def order(seed: int) -> tuple[list[str], str]:
+        system, had = SimulatedSystem(seed), list[str]()
+        event = system.scheduler.event()
+
+        def turn(name: str) -> bool:
+            had.append(name)
+            if len(had) == 20:
+                event.set()
+            return len(had) < 20
+
+        threads = [system.scheduler.start_thread(lambda: None, name, partial(turn, name)) for name in "abc"]
+        assert event.wait(10.0)
+        assert 0 < system.clock.monotonic() < 1.0, "turns take a little time, and nobody waited for nothing"
+        for thread in threads:
+            thread.join()
+        assert not any(thread.is_alive() for thread in threads)
+        return had[:20], system.trace
+
+    assert order(1) == order(1)
+    assert order(1)[0] != order(2)[0]
+    assert set(order(1)[0]) == set("abc")
 
 
 def test_the_same_seed_gives_the_same_chance() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `dataflow run | explain | log …`, one file a command.
+"""The command line: `dataflow run | explain | log … | torture`, one file a command.
 
 Messages go to stderr and results to stdout. The exit code is the hard part, since scripts and service managers
 act on it: 0 all input read, or endless input stopped by SIGTERM and committed; 1 the run failed; 2 wrong program
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from dataflow import __version__
-from dataflow.cli import explain, log, run
+from dataflow.cli import explain, log, run, torture
 from dataflow.cli.program import user_traceback
 from dataflow.errors import DataflowError, ProgramError
 
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dataflow", description="Event-time pipelines, run from a file.")
     parser.add_argument("--version", action="version", version=f"dataflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, explain, log):
+    for command in (run, explain, log, torture):
         command.add_to(commands)
     return parser

@@ -276,11 +276,23 @@ class Job:
 
     def start(self) -> None:
         self._threads = [
-            self.system.scheduler.start_thread(partial(self._run, worker), worker.name) for worker in self.workers
+            self.system.scheduler.start_thread(partial(self._run, worker), worker.name, partial(self._turn, worker))
+            for worker in self.workers
         ]
 
     def _run(self, worker: Worker) -> None:
         worker.run()
+        self._leave(worker)
+
+    def _turn(self, worker: Worker) -> bool:
+        """One round of a worker that has no thread of its own."""
+        if not worker.stopped and not worker.ended:
+            return worker.round()
+        if not worker.left:
+            self._leave(worker)
+        return False
+
+    def _leave(self, worker: Worker) -> None:
         worker.left = True
         self.acks.look()
 

@@ -181,8 +181,12 @@ class Scheduler(Protocol):
         """Processors that this process may use."""
         ...
 
-    def start_thread(self, run: Callable[[], None], name: str) -> Thread:
-        """Run it in a thread of its own, which does not keep the process alive."""
+    def start_thread(self, run: Callable[[], None], name: str, turn: Callable[[], bool]) -> Thread:
+        """Run it in a thread of its own, which does not keep the process alive.
+
+        `run` does what `turn` does, again and again. Where there is only one thread, it calls `turn` instead,
+        whenever it waits for something; false means that there was nothing to do.
+        """
         ...
 
     def sleep(self, seconds: float) -> None: ...

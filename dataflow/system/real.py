@@ -263,7 +263,7 @@ class RealScheduler:
     def cores(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def start_thread(self, run: Callable[[], None], name: str) -> Thread:
+    def start_thread(self, run: Callable[[], None], name: str, turn: Callable[[], bool]) -> Thread:
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         return thread

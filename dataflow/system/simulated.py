@@ -1,8 +1,8 @@
 """A whole machine in memory: time moves when somebody waits, chance comes from a seed, disks lose power.
 
 The disk keeps two states: what programs see, and what a power cut would leave (the bytes synced, the names whose
-directory was synced). Threads are refused: in a simulation one thread turns all workers, in an order that the
-seed decides, so a run can be repeated exactly.
+directory was synced). There is one thread: whenever it waits, it turns what would have been the others, in an order
+that the seed decides, so a run can be repeated exactly. `trace` is a hash of all that happened.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import fnmatch
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
+import xxhash
 
 from dataflow.system.contract import AppendFile, Content, Event, FilePath, Lock, LockHeldError, Mutex, Thread
 
@@ -26,22 +28,26 @@ SIMULATION_START_US = 1_700_000_000_000_000
 
 
 class SimulatedFile:
-    """A file's bytes: as they are, and as they would be after a power cut."""
+    """A file's bytes: as they are, and as they would be after a power cut. `changes` is told of each change."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Callable[[str], None] = lambda _: None) -> None:
         self.content = bytearray()
         self.durable = b""
+        self.changes = changes
 
     def write(self, data: Content, position: int) -> None:
+        self.changes("write")
         if position > len(self.content):
             self.content.extend(bytes(position - len(self.content)))
         self.content[position : position + memoryview(data).nbytes] = memoryview(data).tobytes()
 
     def truncate(self, size: int) -> None:
+        self.changes("truncate")
         del self.content[size:]
         self.content.extend(bytes(size - len(self.content)))
 
     def sync(self) -> None:
+        self.changes("sync")
         self.durable = bytes(self.content)
 
     def after_power_cut(self, chance: random.Random) -> SimulatedFile:
@@ -49,7 +55,7 @@ class SimulatedFile:
         kept = self.durable
         if self.content[: len(kept)] == kept:
             kept = bytes(self.content[: chance.randint(len(kept), len(self.content))])
-        file = SimulatedFile()
+        file = SimulatedFile(self.changes)
         file.content, file.durable = bytearray(kept), kept
         return file
 
@@ -115,6 +121,13 @@ class SimulatedDisk:
         self._locks: dict[str, str] = {}
         self._vfs: apsw.VFS | None = None
 
+    def _changes(self, kind: str, path: str) -> None:
+        self._system.note(f"{kind} {path}")
+
+    def kill_processes(self) -> None:
+        """All processes are gone; what they had written is there."""
+        self._locks = {}
+
     def lose_power(self) -> None:
         """Go back to what is durable. What was open keeps the old files, which nobody can reach any more."""
         chance, kept = self._system.chance, self._durable
@@ -130,7 +143,8 @@ class SimulatedDisk:
         if make and name not in self._entries:
             if not self.is_dir(os.path.dirname(name)):
                 raise FileNotFoundError(2, "No such directory", os.path.dirname(name))
-            self._entries[name] = SimulatedFile()
+            self._changes("create", name)
+            self._entries[name] = SimulatedFile(partial(self._changes, path=name))
         file = self._entries.get(name)
         if file is None:
             raise IsADirectoryError(21, "Is a directory", name) if name in self._entries else _missing(name)
@@ -176,6 +190,7 @@ class SimulatedDisk:
         return sorted(path for path in self._entries if path != "/" and _matches(path.split("/"), parts))
 
     def rename(self, old: FilePath, new: FilePath) -> None:
+        self._changes("rename", os.path.abspath(new))
         self._entries[os.path.abspath(new)] = self.file(old)
         del self._entries[os.path.abspath(old)]
 
@@ -186,6 +201,7 @@ class SimulatedDisk:
 
     def remove(self, path: FilePath) -> None:
         self.file(path)
+        self._changes("remove", os.path.abspath(path))
         del self._entries[os.path.abspath(path)]
 
     def truncate(self, path: FilePath, size: int) -> None:
@@ -195,6 +211,7 @@ class SimulatedDisk:
         name = os.path.abspath(path)
         if name not in self._entries:
             self.make_dirs(os.path.dirname(name))
+            self._changes("make_dirs", name)
             self._entries[name] = None
         elif not self.is_dir(name):
             raise FileExistsError(17, "File exists", name)
@@ -202,6 +219,7 @@ class SimulatedDisk:
     def sync_dir(self, path: FilePath) -> None:
         directory = os.path.abspath(path)
         self.list_dir(directory)
+        self._changes("sync_dir", directory)
         for state in (self._durable, self._entries):
             for name in [one for one in state if os.path.dirname(one) == directory != one]:
                 if name in self._entries:
@@ -260,10 +278,10 @@ class SimulatedClock:
 
 
 class SimulatedEvent:
-    """A flag. Nobody else runs while one waits, so waiting only passes the time."""
+    """A flag. Who waits for it lets the others have some turns; when none has anything to do, the time passes."""
 
-    def __init__(self, clock: SimulatedClock) -> None:
-        self._clock, self._is_set = clock, False
+    def __init__(self, scheduler: SimulatedScheduler) -> None:
+        self._scheduler, self._is_set = scheduler, False
 
     def is_set(self) -> bool:
         return self._is_set
@@ -275,9 +293,13 @@ class SimulatedEvent:
         self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
-        if not self._is_set:
-            assert timeout is not None, "a simulation waits for ever: nobody is left to set this event"
-            self._clock.advance(timeout)
+        scheduler = self._scheduler
+        scheduler.turn_others(TURNS_MAX)
+        until = None if timeout is None else scheduler.clock.monotonic() + timeout
+        while not self._is_set and (until is None or scheduler.clock.monotonic() < until):
+            if not scheduler.turn_others(1):
+                assert until is not None, "a simulation waits for ever: nobody is left to set this event"
+                scheduler.clock.advance(max(until - scheduler.clock.monotonic(), 0.0))
         return self._is_set
 
 
@@ -298,24 +320,83 @@ class SimulatedMutex:
         self._held = False
 
 
-class SimulatedScheduler:
-    """One thread, which turns everything itself."""
+TURNS_MAX = 8
+"""Of others, while somebody waits for what has happened already: real threads would not hear of it at once either."""
+TURN_SECONDS_MAX = 0.002
+"""A turn takes up to so long, by chance."""
+IDLE_TURNS = 3
+"""So many turns of each that change nothing: then nobody has anything to do."""
 
-    def __init__(self, clock: SimulatedClock) -> None:
-        self._clock = clock
+
+class SimulatedThread:
+    """What would be a thread: it has turns, until it has nothing more to do."""
+
+    def __init__(self, name: str, turn: Callable[[], bool]) -> None:
+        self._name, self.turn = name, turn
+        self.is_over = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def is_alive(self) -> bool:
+        return not self.is_over
+
+    def join(self, timeout: float | None = None) -> None:
+        """It has been told to stop, and hears of it in its next turn."""
+        while self.turn():
+            pass
+        self.is_over = True
+
+
+class SimulatedScheduler:
+    """One thread, which turns everything itself, in an order that comes from a seed."""
+
+    def __init__(
+        self, clock: SimulatedClock, chance: random.Random, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.clock, self._chance, self._note = clock, chance, note
+        self._threads: list[SimulatedThread] = []
+        self._is_turning = False
+        self._idle = 0
 
     @property
     def cores(self) -> int:
         return 1
 
-    def start_thread(self, run: Callable[[], None], name: str) -> Thread:
-        raise RuntimeError(f"a simulation has no threads; turn `{name}` from the one that is there")
+    def start_thread(self, run: Callable[[], None], name: str, turn: Callable[[], bool]) -> Thread:
+        thread = SimulatedThread(name, turn)
+        self._threads.append(thread)
+        self._idle = 0
+        return thread
+
+    def turn_others(self, turns_max: int) -> bool:
+        """Some turns of threads drawn by lot; false when none has anything to do."""
+        if self._is_turning:  # one of them waits: time passes for it
+            return False
+        for _ in range(self._chance.randint(1, turns_max)):
+            self._threads = [thread for thread in self._threads if not thread.is_over]
+            if not self._threads or self._idle >= IDLE_TURNS * len(self._threads):
+                self._idle = 0
+                return False
+            thread = self._chance.choice(self._threads)
+            before = self.clock.monotonic()
+            self._is_turning = True
+            try:
+                moved = thread.turn()
+            finally:
+                self._is_turning = False
+            self._note(f"{thread.name} {moved}")
+            self._idle = 0 if moved else self._idle + 1
+            if moved and self.clock.monotonic() == before:
+                self.clock.advance(self._chance.random() * TURN_SECONDS_MAX)
+        return True
 
     def sleep(self, seconds: float) -> None:
-        self._clock.advance(seconds)
+        self.clock.advance(seconds)
 
     def event(self) -> Event:
-        return SimulatedEvent(self._clock)
+        return SimulatedEvent(self)
 
     def mutex(self) -> Mutex:
         return SimulatedMutex()
@@ -328,5 +409,15 @@ class SimulatedSystem:
         self.seed = seed
         self.chance = random.Random(seed)
         self.clock = SimulatedClock()
-        self.scheduler = SimulatedScheduler(self.clock)
+        self._trace = xxhash.xxh3_64()
+        self.scheduler = SimulatedScheduler(self.clock, random.Random(seed + 1), self.note)
         self.disk = SimulatedDisk(self)
+
+    def note(self, what: str) -> None:
+        """Something happened."""
+        self._trace.update(f"{self.clock.monotonic():.6f} {what}\n".encode())
+
+    @property
+    def trace(self) -> str:
+        """Equal for two runs in which the same happened, at the same times and in the same order."""
+        return self._trace.hexdigest()

@@ -132,11 +132,11 @@ def read_batch(content: bytes, schema: pa.Schema | None, rows: int) -> pa.Record
     return batch
 
 
-def check_frame(content: bytes) -> None:
+def check_frame(content: bytes, rows: int) -> None:
     """A frame is one Arrow stream: schema, batches (LZ4 or plain), end marker, and nothing after it."""
     first = message_frame(content)
     schema = read_schema(content[: first.length], first.length)
-    position = first.length
+    position, found = first.length, 0
     while len(content) - position > 8:
         message = message_frame(content, position)
         if message.kind != RECORD_BATCH_MESSAGE:
@@ -150,8 +150,11 @@ def check_frame(content: bytes) -> None:
         except ARROW_ERRORS as error:
             raise Unreadable(f"does not decode: {error}") from None
         position += message.length
+        found += batch.num_rows
     if content[position:] != b"\xff\xff\xff\xff\0\0\0\0":
         raise Unreadable("the frame does not end with the end-of-stream marker")
+    if found != rows:
+        raise Unreadable(f"the frame has {found} rows, the catalog says {rows}")
 
 
 def wrong_change(earlier: pa.Schema, later: pa.Schema) -> Iterator[str]:

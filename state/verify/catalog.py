@@ -80,6 +80,8 @@ TABLES: dict[str, dict[str, str]] = {
     "frames": {
         "pipeline": "TEXT",
         "frame": "INTEGER",
+        "owner": "TEXT",
+        "rows": "INTEGER",
         "file": "TEXT",
         "position": "INTEGER",
         "length": "INTEGER",

@@ -8,25 +8,32 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from dataflow.errors import StoreError
 from dataflow.state.verify.arrow import check_frame, read_schema, widened, wrong_change
 from dataflow.state.verify.catalog import CATALOG, CatalogBroken, Row, Snapshot
-from dataflow.state.verify.checkpoint import WrongJson, frames_named, parsed, wrong_counts
-from dataflow.state.verify.files import UNSIGNED_64, Finding, Findings, StoreFiles, Unreadable, short
+from dataflow.state.verify.checkpoint import WrongJson, owners, parsed, wrong_counts
+from dataflow.state.verify.files import UNSIGNED_64, File, Finding, Findings, StoreFiles, Unreadable
 from dataflow.state.verify.layout import lower, quoted, unexpected
 from dataflow.state.verify.partition import PartitionCheck, Place, Segment, Taker
 
+FILES_HELD_MAX = 200
+"""Open at a time; a process may have 1024."""
 FRAMES_TRIED_MAX = 100
 """Catalogs whose frames were removed by a newer checkpoint before they could be read."""
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 FRAMES_NAME = re.compile(r"(0|[1-9][0-9]*)\.state")
 STORE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+_Held: TypeAlias = dict[tuple[str, str], File]
+"""Files of frames by pipeline and name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +172,19 @@ class _Check:
                 closing.callback(snapshot.close)
                 before, counted = len(self.found.found), self.counted.copy()
                 self.found.found += snapshot.findings
+                # A file that is open can be read to its end, though it is removed meanwhile.
+                held = closing.enter_context(_frame_files(self.files, snapshot))
                 snapshot.check_structure()
-                self.pipelines(snapshot)
-                if len(self.found.found) == before or snapshot.is_current() or attempt == FRAMES_TRIED_MAX:
+                self.pipelines(snapshot, held)
+                if len(self.found.found) == before or snapshot.is_current():
                     stack.push(closing.pop_all())
                     return snapshot
                 del self.found.found[before:]
+                if attempt == FRAMES_TRIED_MAX:
+                    what = f"checkpoints come too fast: {attempt} times frames were replaced before they were read"
+                    self.found.warn("snapshots", what)
+                    stack.push(closing.pop_all())
+                    return snapshot
                 self.counted = counted
         raise AssertionError
 
@@ -255,7 +269,6 @@ class _Check:
                 )
             last[pipeline] = epoch, commit_id
         self._last_epochs(snapshot, last)
-        self._no_lost_rows(snapshot)
         self._ledger(snapshot)
 
     def _last_epochs(self, snapshot: Snapshot, last: dict[str, tuple[int, int]]) -> None:
@@ -267,47 +280,41 @@ class _Check:
         for name, (epoch, commit_id) in last.items():
             self.found.damage(CATALOG, f"commit {commit_id} is of a pipeline {name!r} that is not listed", epoch=epoch)
 
-    def _no_lost_rows(self, snapshot: Snapshot) -> None:
-        sql = "SELECT commit_id FROM commits WHERE pipeline IS NULL EXCEPT SELECT commit_id FROM batches"
-        for row in snapshot.query(sql):
-            self.found.damage(CATALOG, f"commit {row[0]} is of no pipeline, and no rows belong to it")
-
     # ── pipelines: checkpoints, frames, ledger ──
 
-    def pipelines(self, snapshot: Snapshot) -> None:
+    def pipelines(self, snapshot: Snapshot, held: _Held) -> None:
         """Checkpoints and their frames."""
         sql = "SELECT name, graph_hash, state_hash, finished, checkpoint FROM pipelines"
-        for name, graph_hash, state_hash, finished, checkpoint in snapshot.query(sql):
+        for name, _, _, finished, checkpoint in snapshot.query(sql):
             assert isinstance(name, str) and isinstance(checkpoint, str)
-            if not graph_hash or not state_hash:
-                self.found.damage(CATALOG, f"a hash of {name!r} is empty")
             self.counted["pipelines"] += 1
             lock = ("locks", f"pipeline-{quoted(name)}.lock")
             if self.files.stat(*lock) is None:
                 self.found.warn("/".join(lock), "is missing; lock files are never removed")
             if finished not in (0, 1):
                 self.found.damage(CATALOG, f"pipelines.finished of {name!r} is {finished}")
-            named = Counter(self._frames_of(name, checkpoint))
-            sql = "SELECT frame, file, position, length, xxh3 FROM frames WHERE pipeline = ? ORDER BY file, position"
-            listed = list(snapshot.query(sql, (name,)))
-            if named != Counter(row[0] for row in listed):
-                what = f"the checkpoint of {name!r} names the frames {short(sorted(named.elements()))}"
-                self.found.damage(CATALOG, f"{what}, the catalog lists {short(sorted(str(row[0]) for row in listed))}")
-            self._frames(name, listed)
+            sql = "SELECT frame, owner, rows, file, position, length, xxh3 FROM frames WHERE pipeline = ?"
+            listed = list(snapshot.query(f"{sql} ORDER BY file, position", (name,)))
+            self._owners(name, checkpoint, listed)
+            self._frames(name, listed, held)
         for row in snapshot.query("SELECT DISTINCT pipeline FROM frames EXCEPT SELECT name FROM pipelines"):
             self.found.damage(CATALOG, f"frames are listed of a pipeline {row[0]!r} that is not")
 
-    def _frames_of(self, name: str, checkpoint: str) -> Iterator[int]:
-        """The frames that a checkpoint names; whatever is wrong with it is told."""
+    def _owners(self, name: str, checkpoint: str, listed: list[Row]) -> None:
+        """Whether the checkpoint is what the format says, and knows whose each frame is."""
         try:
-            yield from frames_named(parsed(checkpoint))
+            known = owners(parsed(checkpoint))
         except WrongJson as error:
             self.found.damage(CATALOG, f"the checkpoint of {name!r}: {error}")
+            return
+        for frame, owner, *_ in listed:
+            if owner not in known:
+                self.found.damage(CATALOG, f"frame {frame} of {name!r} is of {owner!r}, which its checkpoint has not")
 
-    def _frames(self, pipeline: str, listed: list[Row]) -> None:
+    def _frames(self, pipeline: str, listed: list[Row], held: _Held) -> None:
         ends: dict[str, int] = {}
-        for frame, name, position, length, xxh3 in listed:
-            assert isinstance(frame, int) and isinstance(name, str) and isinstance(position, int)
+        for frame, _, rows, name, position, length, xxh3 in listed:
+            assert isinstance(rows, int) and isinstance(name, str) and isinstance(position, int)
             assert isinstance(length, int) and isinstance(xxh3, int)
             self.counted["frames"] += 1
             shown = f"snapshots/{quoted(pipeline)}/{name}"
@@ -319,8 +326,11 @@ class _Check:
                 if position < ends.get(name, 0):
                     raise Unreadable("the frame overlaps the one before it")
                 ends[name] = position + length
-                with self.files.file("snapshots", quoted(pipeline), name) as file:
-                    check_frame(file.checked(position, length, xxh3 % UNSIGNED_64))
+                with ExitStack() as stack:
+                    file = held.get((pipeline, name))
+                    if file is None:
+                        file = stack.enter_context(self.files.file("snapshots", quoted(pipeline), name))
+                    check_frame(file.checked(position, length, xxh3 % UNSIGNED_64), rows)
             except Unreadable as error:
                 self.found.damage(shown, f"frame {frame} of {pipeline!r}: {error}", position=position)
 
@@ -368,6 +378,23 @@ class _Check:
                 for row in _batches(snapshot, topic_id, partition):
                     checked.commit(*row)
                 checked.finish(count, size)
+
+
+@contextmanager
+def _frame_files(files: StoreFiles, snapshot: Snapshot) -> Iterator[_Held]:
+    """Open the files in which the frames lie; the catalog was not checked yet."""
+    held: _Held = {}
+    with ExitStack() as stack:
+        try:
+            named = list(snapshot.query("SELECT DISTINCT pipeline, file FROM frames LIMIT ?", (FILES_HELD_MAX,)))
+        except CatalogBroken:
+            named = []  # its structure is checked next, and tells what is wrong
+        for pipeline, name in named:
+            if isinstance(pipeline, str) and isinstance(name, str):
+                with suppress(Unreadable):  # told when it is asked for
+                    held[pipeline, name] = file = files.opened("snapshots", quoted(pipeline), name)
+                    stack.callback(file.close)
+        yield held
 
 
 def _segments(snapshot: Snapshot, topic_id: int, partition: int) -> list[Segment]:

@@ -54,32 +54,23 @@ def _any_object(value: object, where: str) -> dict[str, object]:
     return value
 
 
-def _frame_numbers(value: object, where: str) -> list[int]:
-    if not isinstance(value, list) or not all(type(number) is int for number in value):
-        raise WrongJson(f"{where} is no list of frame numbers")
-    return value
-
-
-def frames_named(checkpoint: object) -> Iterator[int]:
-    """The frame numbers of a checkpoint, whose form is checked on the way."""
-    parts = _members(checkpoint, "the object", ("sources", "states", "sinks", "schemas"))
-    for source, partitions in _any_object(parts["sources"], "sources").items():
+def owners(checkpoint: object) -> set[str]:
+    """Whose the frames of a checkpoint may be; its form is checked on the way."""
+    parts = _members(checkpoint, "the object", (), ("sources", "states", "sinks", "schemas"))
+    for source, partitions in _any_object(parts.get("sources", {}), "sources").items():
         for partition, position in _any_object(partitions, f"source {source!r}").items():
             _members(position, f"partition {partition!r} of source {source!r}", ("position",), ("inputs",))
-    for source, columns in _any_object(parts["schemas"], "schemas").items():
+    for source, columns in _any_object(parts.get("schemas", {}), "schemas").items():
         for name, type_name in _any_object(columns, f"the schema of source {source!r}").items():
             if not isinstance(type_name, str):
                 raise WrongJson(f"the type of column {name!r} of source {source!r} is no text")
-    for step, tasks in _any_object(parts["states"], "states").items():
+    states, sinks = _any_object(parts.get("states", {}), "states"), _any_object(parts.get("sinks", {}), "sinks")
+    for step, tasks in states.items():
         if not isinstance(tasks, list):
             raise WrongJson(f"the state of step {step!r} is no list")
         for task in tasks:
-            state = _members(task, f"a state of step {step!r}", ("values", "frames"))
-            _any_object(state["values"], f"the values of step {step!r}")
-            yield from _frame_numbers(state["frames"], f"the frames of step {step!r}")
-    for sink, prepared in _any_object(parts["sinks"], "sinks").items():
-        kept = _members(prepared, f"sink {sink!r}", ("handle", "frames"))
-        yield from _frame_numbers(kept["frames"], f"the frames of sink {sink!r}")
+            _any_object(task, f"a state of step {step!r}")
+    return {f"state {step}" for step in states} | {f"sink {sink}" for sink in sinks}
 
 
 def wrong_counts(counts: object) -> Iterator[str]:

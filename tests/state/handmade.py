@@ -40,7 +40,7 @@ CREATE TABLE pipelines (
     checkpoint TEXT
 ) STRICT;
 CREATE TABLE frames (
-    pipeline TEXT, frame INTEGER, file TEXT, position INTEGER, length INTEGER, xxh3 INTEGER,
+    pipeline TEXT, frame INTEGER, owner TEXT, rows INTEGER, file TEXT, position INTEGER, length INTEGER, xxh3 INTEGER,
     PRIMARY KEY (pipeline, frame)
 ) STRICT;
 CREATE TABLE ledger (
@@ -119,13 +119,12 @@ class Handmade:
         self, epoch: int, frames: Mapping[int, tuple[int, int, bytes]], *, finished: bool = False, name: str = PIPELINE
     ) -> None:
         """What an epoch leaves beside its rows; frames are (file, position, content) by number."""
-        named = sorted(frames)
         checkpoint = {
             "sources": {
                 "clicks": {"0": {"position": [0, 4096 * epoch], "inputs": {"size": 99}}, "1": {"position": None}}
             },
-            "states": {"window": [{"values": {"open": epoch}, "frames": named[:1]}]},
-            "sinks": {"out": {"handle": {"file": "part-1"}, "frames": named[1:]}},
+            "states": {"window": [{"open": epoch}]},
+            "sinks": {"out": {"file": "part-1"}},
             "schemas": {"clicks": {"n": "int64", "who": "string"}},
         }
         counts = {
@@ -138,8 +137,10 @@ class Handmade:
         self._later("INSERT INTO ledger VALUES (?, ?, ?, ?)", *ledger)
         self._later("DELETE FROM frames WHERE pipeline = ?", name)
         for number, (file, position, content) in frames.items():
-            place = (name, number, f"{file}.state", position, len(content), signed(content))
-            self._later("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)", *place)
+            rows = pa.ipc.open_stream(content).read_all().num_rows
+            place = (f"{file}.state", position, len(content), signed(content))
+            owner = "sink out" if number % 2 else "state window"
+            self._later("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)", name, number, owner, rows, *place)
 
     def commit(self, pipeline: str | None = None, epoch: int | None = None) -> None:
         self.commits += 1

@@ -1,0 +1,52 @@
+"""Each row of the scoreboard at a small size; `dataflow torture` runs them longer.
+
+What a row finds that is not solved yet is named here, and its test is expected to fail: when it passes, that is told.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from dataflow.torture import Plan, Result, row
+
+SEED = 20_261
+TRIALS = {1: 60, 3: 250, 4: 700, 6: 40, 7: 40, 8: 3_000, 13: 60}
+
+
+@cache
+def result_of(number: int) -> Result:
+    return row(number).run(Plan(seed=SEED, trials=TRIALS[number]))
+
+
+def told(result: Result) -> str:
+    return "\n".join([result.line(), *result.details()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3, 4, 13])
+def test_the_promise_of_a_row_holds(number: int) -> None:
+    result = result_of(number)
+    assert result.status == "ok", told(result)
+    assert result.tally.trials >= TRIALS[number]
+
+
+@pytest.mark.slow
+def test_kills_hit_the_inside_of_commits() -> None:
+    assert result_of(1).tally.counts["killed inside of a commit"] > 20
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing_and_doubles_nothing() -> None:
+    tally = result_of(7).tally
+    assert (tally.lost, tally.duplicated, tally.out_of_order, tally.hung, tally.signals) == (0, 0, 0, 0, 0)
+    assert tally.faults > 20
+
+
+@pytest.mark.slow
+def test_no_damaged_byte_of_a_segment_or_a_frame_is_taken_for_good() -> None:
+    tally = result_of(8).tally
+    assert (tally.undetected, tally.signals, tally.hung) == (0, 0, 0), told(result_of(8))
+    assert tally.counts["segment: detected"] > 500
+    assert tally.counts["state: detected"] > 100
