@@ -200,7 +200,7 @@ class Pipeline:
 
         def commit() -> None:
             files.sync()
-            self.handle, self.frames, self.committed = handle, tuple(staging.frames), number + 1
+            self.handle, self.frames, self.committed = handle, tuple(staging.frames), min(number + 1, len(self.epochs))
             self.next_number = max((frame.number for frame in self.frames), default=self.next_number) + 1
 
         step(commit)
