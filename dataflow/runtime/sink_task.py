@@ -88,10 +88,11 @@ class SinkTask(Task):
 
     def settle(self) -> None:
         """The run is over before this sink is: take its epoch back, unless the store has committed it. Then the sink
-        has to; perhaps again, if its commit has failed."""
+        has to; perhaps again, if its commit has failed. Where nobody may know whether the store has committed, what was
+        prepared stays: the next run finds out, and tells the sink (`recover`)."""
         if self._commit_now:
             self.sink.commit(self.handle)
-        else:
+        elif not (self._waits_for_commit and self.parts.durable):
             self.sink.abort(self.handle)
 
     def _unpark(self) -> bool:
