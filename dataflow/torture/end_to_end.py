@@ -170,7 +170,9 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
         _compare(read(root), read(expected), what, tally, where)
 
 
-def _compare(found: list[tuple[object, ...]], expected: list[tuple[object, ...]], what: str, tally: Tally, where: str) -> None:
+def _compare(
+    found: list[tuple[object, ...]], expected: list[tuple[object, ...]], what: str, tally: Tally, where: str
+) -> None:
     if found == expected:
         tally.count(f"rows compared, {what}", len(found))
         return

@@ -258,7 +258,7 @@ MUTANTS = (
     Mutant("no fsync of a new directory's parent", 4, "the file is missing", no_parent_fsync),
     Mutant("failed fsync tried again", 6, "repeated, and believed", fsync_retried),
     Mutant("no checksum on read", 8, "undetected", no_checksum),
-    Mutant("segment not asked where it belongs", 8, "undetected", no_header_check),
+    Mutant("segment not asked where it belongs", 8, ".arrow: ", no_header_check),
     Mutant("no fencing", 13, "duplicated", no_fencing),
 )
 """All bugs, by the row that has to catch them."""

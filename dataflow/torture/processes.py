@@ -30,6 +30,8 @@ MESSAGE_BYTES_MAX = 1 << 17
 SILENCE_SECONDS_MAX = 60.0
 """Of a process that tells of each trial: then it hangs. A trial takes milliseconds, its set-up a few seconds."""
 PR_SET_PDEATHSIG = 1
+STOPPED = "stopped at what was looked for"
+"""Counted when a plan's `stop_at` was found."""
 BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -214,7 +216,9 @@ class Reporter:
         self._channel.send({"begins": number})
         tally = Tally(trials=1)
         yield tally
-        self._has_stopped = self._has_stopped or tally.says(self._stop_at)
+        if tally.says(self._stop_at):
+            self._has_stopped = True
+            tally.count(STOPPED)
         self._channel.send({"tally": vars(tally)})
 
 

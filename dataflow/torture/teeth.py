@@ -12,6 +12,7 @@ from dataclasses import replace
 from dataflow.torture import row as row_by_number
 from dataflow.torture.frame import Budget, Plan, Result, Row
 from dataflow.torture.mutants import MUTANTS, Mutant
+from dataflow.torture.processes import STOPPED
 
 NUMBER = 25
 
@@ -33,7 +34,7 @@ def run_mutant(mutant: Mutant, plan: Plan, result: Result) -> None:
     tally = result.tally
     tally.trials += 1
     tally.faults += 1
-    if caught.tally.says(mutant.sign):
+    if STOPPED in caught.tally.counts:
         result.notes.append(f"{mutant.name}: caught by row {mutant.row} in {caught.tally.trials:,} cycles")
     else:
         cycles = f"{caught.tally.trials} cycles of row {mutant.row}"

@@ -130,6 +130,8 @@ def _opened(path: Path | str) -> Iterator[tuple[_Check, Snapshot]]:
             stack.callback(check.files.close)
             snapshot = Snapshot(check.files)
             stack.callback(snapshot.close)
+            check.found.found += snapshot.findings
+            check.must_be_ok()
             snapshot.check_structure()
             yield check, snapshot
     except (Unreadable, CatalogBroken) as error:

@@ -67,7 +67,14 @@ def test_nothing_stays_behind_the_driver_not_even_what_is_stopped() -> None:
 
 
 def result_of(**counts: int) -> Result:
-    return Result(1, "a promise", seed=5, tally=Tally(**counts), seconds=1.0)
+    return Result(1, "a promise", seed=5, tally=tally_of(counts), seconds=1.0)
+
+
+def tally_of(counts: dict[str, int]) -> Tally:
+    tally = Tally()
+    for name, count in counts.items():
+        setattr(tally, name, count)
+    return tally
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_few_findings_of_one_kind_are_told_and_all_are_counted() -> None:
 
 
 def fill(counts: dict[str, int], plan: Plan, budget: Budget, result: Result) -> None:
-    result.tally = Tally(trials=budget.trials, **counts)
+    result.tally = tally_of({"trials": budget.trials, **counts})
 
 
 def use_rows(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> None:

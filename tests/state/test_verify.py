@@ -434,10 +434,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         checkpoint(lambda parts: parts.update(more=1)),
         "'more', which the format does not know",
     ),
-    "a position that is missing": (
-        checkpoint(lambda parts: parts.update(sources={"s": {"0": {}}})),
-        "has no 'position'",
-    ),
     "a list for the sources": (checkpoint(lambda parts: parts.update(sources=[])), "sources is no object"),
     "a number for the states": (checkpoint(lambda parts: parts.update(states={"w": 1})), "is no list"),
     "a state that is no object": (checkpoint(lambda parts: parts.update(states={"w": [1]})), "is no object"),
@@ -566,6 +562,8 @@ def test_a_flip_in_an_earlier_transaction_of_the_log_is_damage(killed: Path, bit
     flip(killed / "catalog.db-wal", 8 * before_last + bit)
     report = verify(killed)
     assert not report.ok
+    with pytest.raises(StoreError, match="commits that were made are lost"):
+        commits(killed)
     assert any(finding.file == "catalog.db-wal" and finding.kind == "damage" for finding in report.findings)
 
 
