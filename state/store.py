@@ -159,7 +159,7 @@ class Store:
     def frames(self, state: PipelineState | None, name: str) -> FrameFiles:
         """What a pipeline keeps beside the catalog. For the one that holds its lock."""
         next_number = max((frame.number for frame in state.frames), default=0) + 1 if state is not None else 1
-        return FrameFiles(self.system, self._layout.snapshots(name), next_number)
+        return FrameFiles(self.system, self._layout.root, self._layout.snapshots(name), next_number)
 
     def data_version(self) -> int:
         """Changes whenever somebody has committed something: cheap to ask, often."""
@@ -217,7 +217,7 @@ class Store:
         """Take the lock of a pipeline's name for as long as it runs; refused with the holder's name."""
         self._catalog(create=True).settle()
         with self._told_errors(f"the lock of pipeline `{name}`"):
-            make_durable_dirs(self.system.disk, self._layout.locks)
+            make_durable_dirs(self.system.disk, self._layout.locks, until=self._layout.root)
             return self.system.disk.lock(self._layout.pipeline_lock(name), f"pipeline `{name}`")
 
     # ── inside ──
@@ -305,7 +305,7 @@ class Store:
         catalog.check_new_topic(topic)
         directory = self._layout.partition(topic, number)
         with self._told_errors(f"topic `{topic}`"):
-            make_durable_dirs(self.system.disk, directory)
+            make_durable_dirs(self.system.disk, directory, until=self._layout.root)
             lock = self._writer_lock(topic, number)
         try:
             latest = catalog.latest_schema(topic)

@@ -42,7 +42,9 @@ def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
     result.tally = run_lanes(plan, budget, "dataflow.torture.simulation:lane")
 
 
-ROW = Row(number=14, promise="the same answer under any order and any faults (simulated)", trials_ci=500, run_plan=run_plan)
+ROW = Row(
+    number=14, promise="the same answer under any order and any faults (simulated)", trials_ci=500, run_plan=run_plan
+)
 
 
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:

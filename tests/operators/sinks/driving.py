@@ -118,7 +118,7 @@ class Pipeline:
         """One process, from the last commit to the end or to its death."""
         self.lives += 1
         self.steps = 0
-        files = FrameFiles(self.system, f"{HOME}/frames", self.next_number)
+        files = FrameFiles(self.system, HOME, f"{HOME}/frames", self.next_number)
         staging = Staging(files, "sink", SCHEMA, self.frames)
         context = SinkContext(
             SCHEMA, self.system, None, self.name, "sink", f"run{self.lives}", bounded=self.bounded, staging=staging
