@@ -201,7 +201,8 @@ class MergedInput(StatelessInput):
         self._ended[number] = message
         self._watermarks_us[number] = TIME_MAX_US
         if all(end is not None for end in self._ended):
-            return End(flush=all(end.flush for end in self._ended if end is not None))
+            ends = [end for end in self._ended if end is not None]
+            return End(all(end.flush for end in ends), all(end.flush or end.at_head for end in ends))
         barrier = next((one for one in self._blocked if one is not None), None)
         aligned = self._aligned(barrier) if barrier is not None else None
         return aligned if aligned is not None else (self._watermark() if message.flush else None)

@@ -59,7 +59,8 @@ class SinkTask(Task):
         self.acks.prepared(self, barrier.epoch, self.ack())
 
     def on_end(self, end: End) -> None:
-        if end.flush and (told := getattr(self.sink, "end", None)) is not None:
+        is_last = end.flush or (end.at_head and not self.parts.durable)  # nobody will go on with it
+        if is_last and (told := getattr(self.sink, "end", None)) is not None:
             told()
         self._prepare()
         self.acks.ended(self, self.ack())
