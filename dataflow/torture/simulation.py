@@ -120,7 +120,7 @@ def _leave(system: SimulatedSystem, fault: Fault) -> None:
 
 
 def content(system: SimulatedSystem) -> Content:
-    """All rows of all topics, files and tables; where several partitions of a source interleave by chance, in the order of their text."""
+    """All rows of all topics, files and tables; where partitions interleave by chance, in the order of their text."""
     with Store(STORE, system) as store:
         found = {}
         for info in store.topics():
