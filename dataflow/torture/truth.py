@@ -291,7 +291,7 @@ def values_of(table: pa.Table) -> list[Value]:
     return list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
 
 
-def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> None:
+def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str, *, verifies: bool = True) -> None:
     """Judge a store, write the next commit of each lane into it, and judge again."""
     # A log of SQLite that was torn when it began is no damage, and goes with the next commit: the verifier comes then.
     durable = judge(store, seed, marks, tally, where, verifies=False)
@@ -307,4 +307,4 @@ def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: 
     except Exception as error:  # noqa: BLE001 (whatever it is: the store did not go on)
         tally.find("wrong", f"{where}: it does not go on: {error!r}")
         return
-    judge(store, seed, after, tally, f"{where}, then two commits more")
+    judge(store, seed, after, tally, f"{where}, then two commits more", verifies=verifies)
