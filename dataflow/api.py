@@ -307,6 +307,8 @@ class Stream:
         With `key`, a row takes the place of the one with the same key. With a store the rows of an epoch are one
         transaction, which remembers the epoch in the table `_dataflow_epochs`: each row arrives exactly once. Without
         one a bounded run is one transaction, at its end. Times become ISO 8601 text, decimals text, NaN becomes null.
+        Do not open the database by another SQLite (the module `sqlite3`) in this process while the pipeline runs: the
+        locks of two of them do not meet.
 
         >>> import sqlite3, tempfile
         >>> import dataflow as flow

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import apsw
 import pyarrow as pa
@@ -27,6 +28,8 @@ FORMAT_VERSION = 2
 APPLICATION_ID = 0x4446_4C57
 BUSY_TIMEOUT_MS = 30_000
 """How long to wait for another process's transaction. Each takes milliseconds: more means that one hangs."""
+SETTLE_TIMEOUT_MS = 200
+"""How long to wait for others with something that is only tidy."""
 ENTRY = struct.Struct("<5Q")
 """Of `batches.entries`: segment_id, position, length, rows, xxh3."""
 
@@ -127,27 +130,22 @@ class Catalog:
 
     def entries(self, topic: str, partition: int, start: int = 0, until: int | None = None) -> list[IndexEntry]:
         """The batches of a partition that hold rows of [start, until), in order."""
-        with self._mutex:
-            # One transaction, so that every entry finds its segment though others publish meanwhile.
-            self._connection.execute("BEGIN")
-            try:
-                found = self._rows(
-                    "SELECT b.first_offset, b.commit_id, epoch, entries FROM batches b JOIN topics USING (topic_id) "
-                    "JOIN commits USING (commit_id) WHERE name = ? AND partition = ? AND b.first_offset + b.rows > ? "
-                    "AND b.first_offset < ? ORDER BY b.first_offset",
-                    topic,
-                    partition,
-                    start,
-                    2**63 - 1 if until is None else until,
-                )
-                listed = self._rows(
-                    "SELECT segment_id, file, first_offset, header_bytes, header_xxh3, published_bytes FROM segments "
-                    "JOIN topics USING (topic_id) WHERE name = ? AND partition = ?",
-                    topic,
-                    partition,
-                )
-            finally:
-                self._connection.execute("COMMIT")
+        with self._snapshot():  # every entry finds its segment
+            found = self._rows(
+                "SELECT b.first_offset, b.commit_id, epoch, entries FROM batches b JOIN topics USING (topic_id) "
+                "JOIN commits USING (commit_id) WHERE name = ? AND partition = ? AND b.first_offset + b.rows > ? "
+                "AND b.first_offset < ? ORDER BY b.first_offset",
+                topic,
+                partition,
+                start,
+                2**63 - 1 if until is None else until,
+            )
+            listed = self._rows(
+                "SELECT segment_id, file, first_offset, header_bytes, header_xxh3, published_bytes FROM segments "
+                "JOIN topics USING (topic_id) WHERE name = ? AND partition = ?",
+                topic,
+                partition,
+            )
         segments = {row[0]: self._segment(topic, partition, *row) for row in listed}
         entries = [entry for row in found for entry in _unpack(segments, *row)]
         return [one for one in entries if one.until_offset > start and (until is None or one.first_offset < until)]
@@ -156,13 +154,9 @@ class Catalog:
 
     def pipeline(self, name: str) -> PipelineState | None:
         """The last committed epoch of a pipeline, or None when it never committed one."""
-        with self._mutex:
-            self._connection.execute("BEGIN")  # the frames of the same epoch
-            try:
-                found = self._rows("SELECT * FROM pipelines WHERE name = ?", name)
-                frames = self._rows("SELECT * FROM frames WHERE pipeline = ? ORDER BY frame", name)
-            finally:
-                self._connection.execute("COMMIT")
+        with self._snapshot():
+            found = self._rows("SELECT * FROM pipelines WHERE name = ?", name)
+            frames = self._rows("SELECT * FROM frames WHERE pipeline = ? ORDER BY frame", name)
         if not found:
             return None
         _, graph_hash, state_hash, epoch, finished, commit_id, checkpoint = found[0]
@@ -175,7 +169,7 @@ class Catalog:
 
     def data_version(self) -> int:
         """Changes whenever another connection, of this process or another one, has committed something."""
-        with self._mutex:
+        with self._mutex, _told(self._layout.catalog):
             return self._one("PRAGMA data_version")
 
     def ledger(self, pipeline: str) -> dict[int, JsonObject]:
@@ -200,8 +194,28 @@ class Catalog:
                 if isinstance(error, apsw.Error):
                     raise _not_begun(self._layout, error) from error
                 raise
-            self._connection.execute("COMMIT")
+            try:
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # What was written may or may not count. The next one to open the catalog decides that from the WAL, so
+                # closing must not tidy it away.
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                raise
             return outcomes
+
+    def settle(self) -> None:
+        """Copy the WAL into the database and empty it, if nobody else needs it.
+
+        The WAL may be what a process has left that could not sync it; then a part of it is only in memory, and no later
+        sync would help what is put behind it.
+        """
+        with self._mutex:
+            self._connection.set_busy_timeout(SETTLE_TIMEOUT_MS)
+            try:
+                with suppress(apsw.BusyError, apsw.LockedError), _told(self._layout.catalog):
+                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            finally:
+                self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
 
     def _commit_one(self, request: CommitRequest) -> int | StoreError:
         outcome: int | StoreError
@@ -327,8 +341,18 @@ class Catalog:
     # ── SQL ──
 
     def _read(self, sql: str, *values: Value) -> list[tuple]:  # type: ignore[type-arg]
-        with self._mutex:
+        with self._mutex, _told(self._layout.catalog):
             return self._rows(sql, *values)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """What is read inside belongs together, though others commit meanwhile."""
+        with self._mutex, _told(self._layout.catalog):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
 
     def _rows(self, sql: str, *values: Value) -> list[tuple]:  # type: ignore[type-arg]
         return list(self._connection.execute(sql, values))
@@ -370,13 +394,14 @@ def create_catalog(system: System, layout: Layout) -> None:
     """Make the catalog, durably. The caller holds the creation lock."""
     disk = system.disk
     disk.open_append(layout.catalog, mode=FILE_MODE).close()  # SQLite gives its own files the mode of this one
-    connection = _connect(system, layout.catalog)
-    try:
-        if _is_unfinished(connection):
-            list(connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"))
-            _fill(connection, system)
-    finally:
-        connection.close()
+    with _told(layout.catalog):
+        connection = _connect(system, layout.catalog)
+        try:
+            if _is_unfinished(connection):
+                list(connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"))
+                _fill(connection, system)
+        finally:
+            connection.close()
     disk.sync_dir(layout.root)
 
 
@@ -389,17 +414,33 @@ def _fill(connection: apsw.Connection, system: System) -> None:
 
 def _connect(system: System, path: str) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    connection = apsw.Connection(path, flags=flags, vfs=system.disk.vfs_name())
+    with _told(path):
+        connection = apsw.Connection(path, flags=flags, vfs=system.disk.vfs_name())
+        try:
+            connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+            if not system.disk.shares_memory:
+                list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
+            list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """An error of SQLite as one that says what to do. Only where nothing is written that anybody counts on."""
     try:
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        if not system.disk.shares_memory:
-            list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
-        list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
+        yield
     except (apsw.NotADBError, apsw.CorruptError) as error:
-        connection.close()
         what = "is not a database" if isinstance(error, apsw.NotADBError) else "is damaged"
         raise StoreError(f"{path} {what}; nothing was changed", help="restore it from a backup") from None
-    return connection
+    except apsw.Error as error:
+        raise StoreError(
+            f"{path} cannot be used: {str(error) or type(error).__name__}; nothing that was committed is concerned",
+            code="DF0608",
+            help="is the disk full or damaged, or does another process hold the catalog? then start again",
+        ) from error
 
 
 def _is_unfinished(connection: apsw.Connection) -> bool:

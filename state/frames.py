@@ -57,8 +57,8 @@ class CorruptFrameError(StoreError):
 class FrameFiles:
     """The frames of one pipeline, whose lock the caller holds. Every method may be called from any thread."""
 
-    def __init__(self, system: System, directory: str, next_number: int) -> None:
-        self._system, self._directory = system, directory
+    def __init__(self, system: System, root: str, directory: str, next_number: int) -> None:
+        self._system, self._root, self._directory = system, root, directory
         self._next_number = next_number
         self._file: AppendFile | None = None
         self._unsynced: list[AppendFile] = []
@@ -76,12 +76,10 @@ class FrameFiles:
         data = sink.getvalue()
         with self._mutex:
             self._check_open()
-            file = self._growing()
-            size = file.size
             try:
-                position = file.write(data)
+                file = self._growing()
+                position = self._append(file, data)
             except OSError as error:
-                file.truncate(size)
                 raise self._not_written(owner, error) from error
             if file not in self._unsynced:
                 self._unsynced.append(file)
@@ -147,10 +145,19 @@ class FrameFiles:
                 file.close()
             self._unsynced, self._file = [], None
 
+    def _append(self, file: AppendFile, data: pa.Buffer) -> int:
+        """Append all or nothing."""
+        size = file.size
+        try:
+            return file.write(data)
+        except OSError:
+            file.truncate(size)
+            raise
+
     def _growing(self) -> AppendFile:
         if self._file is None or self._file.size >= FRAME_FILE_BYTES_MAX:
             disk = self._system.disk
-            make_durable_dirs(disk, self._directory)
+            make_durable_dirs(disk, self._directory, until=self._root)
             found = [int(match[1]) for name in disk.list_dir(self._directory) if (match := FILE_NAME.fullmatch(name))]
             path = os.path.join(self._directory, f"{max(found, default=0) + 1}.state")
             if self._file is not None and self._file not in self._unsynced:

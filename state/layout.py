@@ -79,15 +79,19 @@ def escape(name: str) -> str:
     return f"%2E{escaped[1:]}" if not escaped.strip(".") else escaped
 
 
-def make_durable_dirs(disk: Disk, path: FilePath, *, mode: int = DIRECTORY_MODE) -> None:
-    """Make a directory and its parents, each durable in the one above it."""
-    name = os.path.abspath(path)
-    if disk.is_dir(name):
-        return
-    parent = os.path.dirname(name)
-    make_durable_dirs(disk, parent, mode=mode)
+def make_durable_dirs(disk: Disk, path: FilePath, *, mode: int = DIRECTORY_MODE, until: FilePath = "/") -> None:
+    """Make a directory and its parents, each durable in the one above it, up to the directory `until`.
+
+    Those that are there are synced too: whoever made them may have died, or been refused, before they were durable.
+    """
+    name, top = os.path.abspath(path), os.path.abspath(until)
     disk.make_dirs(name, mode=mode)
-    disk.sync_dir(parent)
+    while name not in (top, os.path.dirname(name)):
+        name = os.path.dirname(name)
+        try:
+            disk.sync_dir(name)
+        except PermissionError:  # another user's directory, which was there long before
+            return
 
 
 def check_is_free(disk: Disk, layout: Layout) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -158,7 +159,7 @@ class Store:
     def frames(self, state: PipelineState | None, name: str) -> FrameFiles:
         """What a pipeline keeps beside the catalog. For the one that holds its lock."""
         next_number = max((frame.number for frame in state.frames), default=0) + 1 if state is not None else 1
-        return FrameFiles(self.system, self._layout.snapshots(name), next_number)
+        return FrameFiles(self.system, self._layout.root, self._layout.snapshots(name), next_number)
 
     def data_version(self) -> int:
         """Changes whenever somebody has committed something: cheap to ask, often."""
@@ -214,9 +215,10 @@ class Store:
 
     def lock_pipeline(self, name: str) -> Lock:
         """Take the lock of a pipeline's name for as long as it runs; refused with the holder's name."""
-        self._catalog(create=True)
-        make_durable_dirs(self.system.disk, self._layout.locks)
-        return self.system.disk.lock(self._layout.pipeline_lock(name), f"pipeline `{name}`")
+        self._catalog(create=True).settle()
+        with self._told_errors(f"the lock of pipeline `{name}`"):
+            make_durable_dirs(self.system.disk, self._layout.locks, until=self._layout.root)
+            return self.system.disk.lock(self._layout.pipeline_lock(name), f"pipeline `{name}`")
 
     # ── inside ──
 
@@ -250,9 +252,23 @@ class Store:
         from dataflow.state.catalog import create_catalog
 
         check_is_free(self.system.disk, self._layout)
-        make_durable_dirs(self.system.disk, self._layout.root)
-        with self._creation_lock():
-            create_catalog(self.system, self._layout)
+        with self._told_errors("its catalog"):
+            make_durable_dirs(self.system.disk, self._layout.root)
+            with self._creation_lock():
+                create_catalog(self.system, self._layout)
+
+    @contextmanager
+    def _told_errors(self, what: str) -> Iterator[None]:
+        """An error of the disk while something is opened, as one that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{what} in the store {self.path} cannot be opened ({error.strerror}: {error.filename or 'a file'}); "
+                "nothing that was committed is concerned",
+                code="DF0604",
+                help="check the disk: is it full, read-only, or another user's? then start again",
+            ) from error
 
     def _creation_lock(self) -> Lock:
         deadline = self.system.clock.monotonic() + CREATION_SECONDS_MAX
@@ -288,8 +304,9 @@ class Store:
         catalog = self._catalog(create=True)
         catalog.check_new_topic(topic)
         directory = self._layout.partition(topic, number)
-        make_durable_dirs(self.system.disk, directory)
-        lock = self._writer_lock(topic, number)
+        with self._told_errors(f"topic `{topic}`"):
+            make_durable_dirs(self.system.disk, directory, until=self._layout.root)
+            lock = self._writer_lock(topic, number)
         try:
             latest = catalog.latest_schema(topic)
             check_succeeds(topic, latest, schema)
@@ -297,7 +314,8 @@ class Store:
                 schema = latest  # the same columns in another order: the topic's order stands
             rows = catalog.partitions(topic).get(number)
             partition = Partition(self.system, catalog.store_id, topic, number, directory)
-            recover_partition(partition, catalog.segments(topic, number), rows or 0)
+            with self._told_errors(f"topic `{topic}`"):
+                recover_partition(partition, catalog.segments(topic, number), rows or 0)
         except BaseException:
             lock.release()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -50,6 +51,33 @@ def test_a_file_grows_at_its_end_and_says_where_bytes_went(world: tuple[System, 
     assert system.disk.open_append(f"{home}/a").size == 5
     with pytest.raises(FileExistsError):
         system.disk.open_append(f"{home}/a", new=True)
+
+
+def test_a_new_name_is_given_only_if_nobody_has_it(world: tuple[System, str]) -> None:
+    system, home = world
+    system.disk.write_bytes(f"{home}/a", b"a")
+    system.disk.write_bytes(f"{home}/b", b"b")
+    with pytest.raises(FileExistsError):
+        system.disk.rename_new(f"{home}/a", f"{home}/b")
+    assert system.disk.read_bytes(f"{home}/b") == b"b"
+    system.disk.rename_new(f"{home}/a", f"{home}/c")
+    assert system.disk.list_dir(home) == ["b", "c"]
+    if isinstance(system, RecordingSystem):
+        assert system.operations[-1] == Rename(f"{home}/a", f"{home}/c")
+
+
+def test_a_file_system_without_links_gives_new_names_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr("os.link", refuse)
+    disk = RealSystem().disk
+    disk.write_bytes(tmp_path / "a", b"a")
+    disk.rename_new(tmp_path / "a", tmp_path / "b")
+    disk.write_bytes(tmp_path / "a", b"new")
+    with pytest.raises(FileExistsError):
+        disk.rename_new(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"a"
 
 
 def test_directories_globs_and_renames(world: tuple[System, str]) -> None:

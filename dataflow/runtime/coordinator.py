@@ -142,14 +142,15 @@ class Coordinator:
         with self._lock:
             round_acks = self._round.acks if self._round is not None else {}
             acks = self._ended | round_acks
-            fresh_ends = self._ended.keys() - self._committed_ends
+            # A task that has ended since its barrier has two acks: this epoch is that of the first one.
+            fresh_ends = self._ended.keys() - self._committed_ends - round_acks.keys()
             all_ended = len(self._ended) == len(job.tasks)
             if len(acks) < len(job.tasks) or not (round_acks or fresh_ends) or not (self._round or all_ended):
                 return
             self._round = None
         fresh = round_acks.keys() | fresh_ends
-        self._committed_ends |= self._ended.keys()
-        finished = all_ended and not self.stopped
+        self._committed_ends |= fresh_ends
+        finished = all_ended and not self.stopped and not round_acks
         began = self.system.clock.monotonic()
         self.committer.commit(
             Commit(

@@ -83,7 +83,11 @@ class Job:
         self._shared: dict[object, object] = {}
         self._readers: dict[int, list[SourceInput]] = {}
         self._origins = {node.label: node.origin for node in plan.nodes}
-        self._build()
+        try:
+            self._build()
+        except BaseException:
+            self.close()  # of what is there already
+            raise
 
     # ── building ──
 

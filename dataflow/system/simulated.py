@@ -370,6 +370,10 @@ class SimulatedScheduler:
         self._idle = 0
         return thread
 
+    def forget_threads(self) -> None:
+        """The process has ended, and its threads with it."""
+        self._threads = []
+
     def turn_others(self, turns_max: int) -> bool:
         """Some turns of threads drawn by lot; false when none has anything to do."""
         if self._is_turning:  # one of them waits: time passes for it

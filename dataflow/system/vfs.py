@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import apsw
@@ -89,7 +90,11 @@ class SimulatedVfs(apsw.VFS):
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         path = _path_of(name) or f"/temporary-{self._system.chance.getrandbits(64):x}"
         flags[1] = flags[0]
-        return SimulatedDatabaseFile(self._system.disk.file(path, make=bool(flags[0] & apsw.SQLITE_OPEN_CREATE)))
+        disk, is_journal = self._system.disk, flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL)
+        is_new = bool(is_journal) and not disk.exists(path)
+        file = disk.file(path, make=bool(flags[0] & apsw.SQLITE_OPEN_CREATE))
+        # As SQLite's own: the first sync of a new journal makes its name durable too.
+        return SimulatedDatabaseFile(file, partial(disk.sync_dir, os.path.dirname(path)) if is_new else None)
 
     def xAccess(self, pathname: str, flags: int) -> bool:
         return self._system.disk.exists(pathname)
@@ -117,8 +122,8 @@ class SimulatedVfs(apsw.VFS):
 class SimulatedDatabaseFile(apsw.VFSFile):
     """One open database file. One connection has it at a time, so locks always succeed."""
 
-    def __init__(self, file: SimulatedFile) -> None:
-        self._file = file  # no base file: every method is ours
+    def __init__(self, file: SimulatedFile, sync_name: Callable[[], None] | None) -> None:
+        self._file, self._sync_name = file, sync_name  # no base file: every method is ours
 
     def xRead(self, amount: int, offset: int) -> bytes:
         return bytes(self._file.content[offset : offset + amount])
@@ -131,6 +136,9 @@ class SimulatedDatabaseFile(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:
         self._file.sync()
+        if self._sync_name is not None:
+            self._sync_name()
+            self._sync_name = None
 
     def xFileSize(self) -> int:
         return len(self._file.content)

@@ -23,6 +23,7 @@ MODULES = {
     7: "full_disk",
     8: "bit_flips",
     13: "one_writer",
+    14: "simulation",
     25: "teeth",
 }
 """The rows that there are, by their numbers."""

@@ -157,7 +157,7 @@ def no_directory_fsync() -> AbstractContextManager[None]:
 def no_parent_fsync() -> AbstractContextManager[None]:
     """A new directory's name is not synced."""
 
-    def only_make(disk: Disk, path: FilePath) -> None:
+    def only_make(disk: Disk, path: FilePath, **_: object) -> None:
         disk.make_dirs(path, mode=0o700)
 
     return replaced(store_module, "make_durable_dirs", only_make)

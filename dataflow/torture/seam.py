@@ -191,7 +191,7 @@ class FaultyDisk:
     def vfs_name(self) -> str:
         name = f"dataflow-faulty-{id(self)}"
         if self._vfs is None:
-            self._vfs = FaultyVfs(name, self._inner.vfs_name(), self._fault)
+            self._vfs = FaultyVfs(name, self._inner, self._fault)
         return name
 
 
@@ -238,13 +238,13 @@ class FaultyAppendFile:
 class FaultyVfs(apsw.VFS):
     """Databases whose every change a fault is asked about."""
 
-    def __init__(self, name: str, base: str, fault: Fault) -> None:
-        self._base, self._fault = base, fault
-        super().__init__(name, base, maxpathname=4096)
+    def __init__(self, name: str, disk: Disk, fault: Fault) -> None:
+        self._disk, self._base, self._fault = disk, disk.vfs_name(), fault
+        super().__init__(name, self._base, maxpathname=4096)
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
-        if path is not None and flags[0] & apsw.SQLITE_OPEN_CREATE and not os.path.exists(path):
+        if path is not None and flags[0] & apsw.SQLITE_OPEN_CREATE and not self._disk.exists(path):
             _refuse(self._fault.before(Change("create", path)), "create")
         return FaultyDatabaseFile(self._base, name, flags, path, self._fault)
 

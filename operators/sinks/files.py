@@ -292,7 +292,8 @@ class FileSink:
         """Nothing to open: a part lasts for as many epochs as it takes."""
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._finished = None  # rows after the end: the pipeline begins again, behind what is there
+        if self._finished is not None:
+            self._begin_again()
         self.target.format.check_rows(batch, self.target.path)
         self._limit.check(batch)
         if self._oldest_at is None and batch.num_rows:
@@ -497,6 +498,15 @@ class FileSink:
             raise _exists(f"{target.path} came to be since the last run", "move it away, then run again")
         if self._staging is not None and self._staging.rows:
             self._oldest_at = self._clock.monotonic() - last.waited_seconds
+
+    def _begin_again(self) -> None:
+        """Rows after the end: the pipeline was told to begin again. Its parts get others beside them."""
+        self._finished = None
+        target = self.target
+        if not target.is_directory and target.mode == "error" and self._disk.exists(target.path):
+            raise _exists(
+                f"{target.path} is what the pipeline has written before", "move it away, or name another file"
+            )
 
     def _remove_leftovers(self) -> None:
         """Hidden files of earlier runs that no committed epoch names; the pipeline's lock says that none is at work."""

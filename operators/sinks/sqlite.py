@@ -31,6 +31,8 @@ __all__ = ["SqliteSink", "SqliteTarget"]
 
 BUSY_TIMEOUT_MS = 4_000
 """How long a transaction of another program is waited for: less than a run may take to stop."""
+CACHE_KIB = 65_536
+"""Of a transaction: keys in no order touch pages all over the table."""
 EPOCHS_TABLE = "_dataflow_epochs"
 _EPOCHS_SQL = f"""CREATE TABLE IF NOT EXISTS {EPOCHS_TABLE} (pipeline TEXT NOT NULL, sink TEXT NOT NULL,
     history TEXT NOT NULL, epoch INTEGER NOT NULL, PRIMARY KEY (pipeline, sink, history)) WITHOUT ROWID"""
@@ -303,6 +305,7 @@ class SqliteSink(StagedSink):
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
             if not self._disk.shares_memory:
                 list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
+            connection.pragma("cache_size", -CACHE_KIB)
             # EXTRA: with FULL a power cut may bring a journal back that was deleted, and with it undo the commit.
             list(connection.execute("PRAGMA synchronous = EXTRA; PRAGMA schema_version"))
         except BaseException:

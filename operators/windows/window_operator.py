@@ -262,6 +262,10 @@ class CloseWindows(GroupOperator):
         self.closed = max(self.closed, self.groups.last_final(time_us))
         self.out.on_watermark(max(time_us - self.groups.lateness_us, TIME_MIN_US))
 
+    def on_end(self) -> None:
+        super().on_end()
+        self.closed = self.groups.last_final(TIME_MAX_US)
+
     def on_batch(self, batch: Batch) -> None:
         self.take_in(batch)
         if self.log is not None:

@@ -434,10 +434,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         checkpoint(lambda parts: parts.update(more=1)),
         "'more', which the format does not know",
     ),
-    "a position that is missing": (
-        checkpoint(lambda parts: parts.update(sources={"s": {"0": {}}})),
-        "has no 'position'",
-    ),
     "a list for the sources": (checkpoint(lambda parts: parts.update(sources=[])), "sources is no object"),
     "a number for the states": (checkpoint(lambda parts: parts.update(states={"w": 1})), "is no list"),
     "a state that is no object": (checkpoint(lambda parts: parts.update(states={"w": [1]})), "is no object"),

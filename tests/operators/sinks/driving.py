@@ -167,7 +167,7 @@ class Pipeline:
         """One process, from the last commit to the end or to its death."""
         self.lives += 1
         self.steps = 0
-        files = FrameFiles(self.system, f"{HOME}/frames", self.next_number)
+        files = FrameFiles(self.system, HOME, f"{HOME}/frames", self.next_number)
         staging = Staging(files, "sink", SCHEMA, self.frames)
         context = SinkContext(
             SCHEMA, self.system, None, self.name, "sink", f"run{self.lives}", bounded=self.bounded, staging=staging
@@ -200,7 +200,7 @@ class Pipeline:
 
         def commit() -> None:
             files.sync()
-            self.handle, self.frames, self.committed = handle, tuple(staging.frames), number + 1
+            self.handle, self.frames, self.committed = handle, tuple(staging.frames), min(number + 1, len(self.epochs))
             self.next_number = max((frame.number for frame in self.frames), default=self.next_number) + 1
 
         step(commit)

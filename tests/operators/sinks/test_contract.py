@@ -273,7 +273,7 @@ def test_abort_takes_back_what_was_written_and_what_was_prepared(name: str) -> N
 def staging(case: Case) -> Any:
     from dataflow.state.frames import FrameFiles, Staging
 
-    return Staging(FrameFiles(case.pipeline.system, f"{HOME}/frames", 1), "sink", SCHEMA)
+    return Staging(FrameFiles(case.pipeline.system, HOME, f"{HOME}/frames", 1), "sink", SCHEMA)
 
 
 @EVERY_TARGET

@@ -112,7 +112,10 @@ def test_partitions_are_found_by_other_tools(tmp_path: Path) -> None:
     write("write_parquet", f"{tmp_path}/out/", table, partition_by=["k", "day"])
     found = sql(f"SELECT n, k, day FROM read_parquet('{tmp_path}/out/**/*.parquet') ORDER BY n")
     assert found == [(n, k, dt.date(2024, 5, 1)) for n, k in zip([1, 2, 3, 4], table["k"].to_pylist(), strict=True)]
-    assert pq.read_table(tmp_path / "out").sort_by("n")["k"].cast("string").to_pylist() == table["k"].to_pylist()
+    frame = pl.read_parquet(f"{tmp_path}/out/**/*.parquet", hive_partitioning=True).sort("n")
+    assert frame["k"].to_list() == table["k"].to_pylist()
+    dictionary = pq.read_table(tmp_path / "out", partitioning="hive")["k"]
+    assert sorted(dictionary.to_pylist(), key=str) == sorted(table["k"].to_pylist(), key=str)
     assert {path.parent.parent.parent for path in (tmp_path / "out").rglob("*.parquet")} == {tmp_path / "out"}
 
 
@@ -275,6 +278,23 @@ def test_what_exists_is_refused_before_anything_is_read(tmp_path: Path, store: b
     assert visible(tmp_path / "out") == ["mine.csv"]
 
 
+def test_a_pipeline_that_begins_again_writes_its_rows_behind_those_that_are_there(tmp_path: Path) -> None:
+    sinks = flow.from_arrow(TABLE, name="t").write_csv(tmp_path / "out", name="o")
+    pipeline = flow.Pipeline("p", sinks)
+    pipeline.run(store=tmp_path / "store")
+    pipeline.run(store=tmp_path / "store", restart=True)
+    found = sql(f"SELECT n FROM read_csv('{tmp_path}/out/*.csv') ORDER BY n")
+    assert [n for (n,) in found] == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_single_file_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    pipeline = flow.Pipeline("p", flow.from_arrow(TABLE, name="t").write_csv(tmp_path / "out.csv", name="o"))
+    pipeline.run(store=tmp_path / "store")
+    with pytest.raises(ConnectorError, match="has written before"):
+        pipeline.run(store=tmp_path / "store", restart=True)
+    assert (tmp_path / "out.csv").read_text() == 'n,word\n1,a\n2,\n3,"b, c"\n'
+
+
 def test_a_second_pipeline_of_the_same_name_in_another_store_is_refused_too(tmp_path: Path) -> None:
     write("write_csv", tmp_path / "out", store=tmp_path / "one")
     with pytest.raises(ConnectorError, match="already"):
@@ -420,7 +440,7 @@ def test_endless_input_needs_a_directory_and_replaces_nothing() -> None:
         ("out/", {"mode": "replace"}, "this input is endless"),
     ):
         with pytest.raises(PlanError, match=message):
-            flow.read(Endless()).write_csv(path, **options)  # type: ignore[arg-type]
+            flow.read(Endless()).write_csv(path, **options)
 
 
 def test_sizes_and_durations_of_roll() -> None:

@@ -1,0 +1,340 @@
+"""Row 14: whole pipelines on a simulated machine: random graphs, random faults, and the same answer as without them.
+
+One thread, a clock that only moves when somebody waits, a disk in memory: all order comes from the seed, so a failure is
+a number, and the same number fails again (`dataflow torture --row 14 --seed S --trials 1`). A trial builds a pipeline by
+lot, runs it once undisturbed, then with kills, power cuts, failing syncs, full disks and readers that break off, each at
+a moment drawn by lot, until it has come to its end in spite of them. What came out must be what the first run gave; and
+the first run of a trial is done twice, which must give one and the same trace.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from io import StringIO
+
+import pyarrow as pa
+
+import dataflow as flow
+from dataflow import col, count
+from dataflow.errors import DataflowError
+from dataflow.state.store import Store
+from dataflow.system import SimulatedSystem
+from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
+from dataflow.torture.processes import Reporter, run_lanes
+from dataflow.torture.seam import Change, FaultySystem, Refusal, closing_quietly
+
+STORE = "/home/store"
+NAME = "simulated"
+FAULTS_MAX = 4
+RUNS_MAX = 12
+CHANGES_MAX = 250
+"""Of the disk, within which a fault comes."""
+ROWS_MAX = 400
+SCHEMA = pa.schema({"at": pa.timestamp("us"), "key": pa.int64(), "name": pa.string(), "value": pa.float64()})
+
+
+def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
+    result.tally = run_lanes(plan, budget, "dataflow.torture.simulation:lane")
+
+
+ROW = Row(
+    number=14, promise="the same answer under any order and any faults (simulated)", trials_ci=500, run_plan=run_plan
+)
+
+
+def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
+    done, number = 0, first
+    while reporter.goes_on(done):
+        with reporter.trial(number) as tally:
+            one = seed + number * lanes + lane
+            try_once(one, tally)
+        done, number = done + 1, number + 1
+
+
+def try_once(seed: int, tally: Tally) -> None:
+    """One trial: a pipeline, with and without faults."""
+    where = f"seed {seed}"
+    with closing_quietly(), _silent():
+        job = Job(random.Random(seed))
+        trace, expected = undisturbed(job, seed)
+        if undisturbed(job, seed) != (trace, expected):
+            tally.find("wrong", f"{where}: two runs of it left two traces")
+        disturbed(job, seed, expected, tally, where)
+
+
+Content = dict[str, list[tuple[object, ...]]]
+
+
+def undisturbed(job: Job, seed: int) -> tuple[str, Content]:
+    """One run without faults, with one worker."""
+    system = SimulatedSystem(seed)
+    job.pipeline().run(store=STORE, system=system, workers=1)
+    return system.trace, content(system)
+
+
+def disturbed(job: Job, seed: int, expected: Content, tally: Tally, where: str) -> None:
+    """Runs with faults, until one comes to its end."""
+    chance, system = random.Random(seed + 1), SimulatedSystem(seed + 1)
+    faults = [Fault.drawn(chance) for _ in range(chance.randint(1, FAULTS_MAX))]
+    for number in range(RUNS_MAX):
+        fault = faults.pop(0) if faults else Fault("none")
+        workers, interval = chance.randint(1, 4), f"{chance.choice((1, 3, 10, 50))}ms"
+        job.batch_rows, job.reads_left = chance.choice((1, 7, 40, 1_000)), fault.reads_left
+        try:
+            job.pipeline().run(
+                store=STORE, system=FaultySystem(system, fault), workers=workers, checkpoint_interval=interval
+            )
+            has_ended = True
+        except KilledError:
+            has_ended = False
+        except DataflowError as error:
+            has_ended = False
+            if not fault.has_fired and job.reads_left is None:
+                tally.find("wrong", f"{where}, run {number}: nothing was in its way, and it failed: {error}")
+                return
+        if fault.has_fired or (fault.reads_left is not None and not has_ended):
+            tally.faults += 1
+            tally.count(f"faults: {fault.kind}")
+        _leave(system, fault)
+        if has_ended and not fault.is_dead:
+            break
+    else:
+        tally.find("hung", f"{where}: it has not come to its end in {RUNS_MAX} runs")
+        return
+    _compare(content(system), expected, tally, where)
+    _check_ledger(system, job, tally, where)
+
+
+def _leave(system: SimulatedSystem, fault: Fault) -> None:
+    """The machine after a run: without processes, or without power for a moment."""
+    if fault.kind == "power" and fault.has_fired:
+        system.disk.lose_power()
+    system.disk.kill_processes()
+    system.scheduler.forget_threads()
+
+
+def content(system: SimulatedSystem) -> Content:
+    """All rows of all topics; where several partitions of a source interleave by chance, in the order of their text."""
+    with Store(STORE, system) as store:
+        found = {}
+        for info in store.topics():
+            table = store.read(info.name)
+            rows = [tuple(row.values()) for row in table.to_pylist()]
+            found[info.name] = rows if info.name == "windows" else sorted(rows, key=repr)
+    return found
+
+
+def _compare(found: Content, expected: Content, tally: Tally, where: str) -> None:
+    for topic in sorted(found.keys() | expected.keys()):
+        has, wants = found.get(topic, []), expected.get(topic, [])
+        if has == wants:
+            continue
+        lacks, extra = [row for row in wants if row not in has], [row for row in has if row not in wants]
+        if lacks:
+            tally.find("lost", f"{where}: topic {topic} lacks {lacks[:2]}", len(lacks))
+        if extra:
+            tally.find("wrong", f"{where}: topic {topic} has {extra[:2]}", len(extra))
+        if not lacks and not extra:
+            kind = "out_of_order" if len(has) == len(wants) else "duplicated"
+            tally.find(kind, f"{where}: topic {topic} has {len(has)} rows for {len(wants)}")
+
+
+def _check_ledger(system: SimulatedSystem, job: Job, tally: Tally, where: str) -> None:
+    """Every row of every source is told of once, over all runs."""
+    with Store(STORE, system) as store:
+        epochs = store.ledger(NAME)
+    read = 0
+    for counts in epochs.values():
+        for step, numbers in counts.items():
+            if step.startswith("filter 'first"):
+                assert isinstance(numbers, Mapping)
+                read += int(numbers.get("rows_in", 0))
+    if read != job.rows_total:
+        tally.find("wrong", f"{where}: the ledger tells of {read} rows, and there were {job.rows_total}")
+
+
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class KilledError(BaseException):
+    """The process is gone: nothing that it does from here on reaches the disk."""
+
+
+@dataclass
+class Fault:
+    """What goes wrong, and when."""
+
+    kind: str
+    changes_left: int = CHANGES_MAX
+    """Of the disk, before it happens."""
+    reads_left: int | None = None
+    has_fired: bool = False
+    heals_after: int = 0
+    """A full disk has room again after so many refusals; 0: not in this run."""
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> Fault:
+        kind = chance.choice(("kill", "power", "kill", "power", "sync", "full", "reader"))
+        reads = chance.randint(0, 30) if kind == "reader" else None
+        return cls(kind, chance.randint(0, CHANGES_MAX), reads, heals_after=chance.choice((0, 1, 3)))
+
+    @property
+    def is_dead(self) -> bool:
+        return self.has_fired and self.kind in ("kill", "power")
+
+    def before(self, change: Change) -> Refusal | None:
+        if self.is_dead:
+            raise KilledError
+        if self.kind in ("none", "reader"):
+            return None
+        self.changes_left -= 1
+        if self.changes_left > 0:
+            return None
+        if self.kind == "sync" and change.kind in ("sync", "sync_dir") and not self.has_fired:
+            self.has_fired = True
+            return Refusal(errno.EIO)
+        if self.kind == "full" and change.kind in ("write", "create"):
+            self.has_fired = True
+            self.heals_after -= 1
+            if self.heals_after == 0:
+                self.kind = "full, for a moment"
+            return Refusal(errno.ENOSPC, written=change.size // 2)
+        if self.kind in ("kill", "power"):
+            self.has_fired = True
+            raise KilledError
+        return None
+
+
+# ── pipelines ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BrokenOffError(Exception):
+    """The reader's network is gone."""
+
+
+@dataclass
+class Job:
+    """A pipeline drawn by lot; it can be built again and again, with other batches."""
+
+    chance: random.Random
+    batch_rows: int = 50
+    reads_left: int | None = None
+    tables: list[dict[str, pa.RecordBatch]] = field(default_factory=list)
+    steps: list[Callable[[flow.Stream], flow.Stream]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        chance = self.chance
+        self.tables = [_tables(chance) for _ in range(chance.choice((1, 1, 2)))]
+        self.delay_ms = chance.choice((0, 20, 200))
+        self.window = _window(chance)
+        self.then = _window(chance) if chance.random() < 0.3 else None
+        self.filters = chance.random() < 0.5
+        self.keeps_late = chance.random() < 0.5
+        self.copies_rows = chance.random() < 0.5
+
+    @property
+    def rows_total(self) -> int:
+        return sum(batch.num_rows for tables in self.tables for batch in tables.values())
+
+    def pipeline(self) -> flow.Pipeline:
+        sinks = []
+        streams = []
+        for number, tables in enumerate(self.tables):
+            rows = flow.read(_Source(f"source{number}", tables, self)).filter(col.key >= 0).named(f"first{number}")
+            streams.append(rows.derive(value=col.value * 2))
+        rows = streams[0] if len(streams) == 1 else streams[0].union(*streams[1:])
+        if self.copies_rows:
+            sinks.append(rows.write_topic("rows"))
+        if self.filters:
+            rows = rows.filter(col.value > -50)
+        made = self.window(rows.watermark("at", delay=f"{self.delay_ms}ms"))
+        if self.keeps_late:
+            sinks.append(made.late.write_topic("late"))
+        if self.then is not None:
+            made = self.then(made.derive(key=col.n, name=flow.lit("x"), value=flow.lit(1.5)))
+        sinks.append(made.write_topic("windows"))
+        return flow.Pipeline(NAME, *sinks)
+
+
+def _window(chance: random.Random) -> Callable[[flow.Stream], flow.Stream]:
+    size, lateness = f"{chance.choice((50, 300, 1_000))}ms", f"{chance.choice((0, 0, 100))}ms"
+    by = chance.choice(([], ["key"], ["name"], ["key", "name"]))
+    exact = chance.random() < 0.3
+    ordered = chance.random() < 0.4
+
+    def windowed(rows: flow.Stream) -> flow.Stream:
+        more = {"half": col.value.quantile(0.5, exact=True)} if exact else {"total": col.value.sum()}
+        if ordered:
+            more |= {"first": col.value.first(), "best": col.key.max_by(col.value)}
+        return rows.window(flow.tumbling(size), by=by, lateness=lateness).agg(n=count(), least=col.value.min(), **more)
+
+    return windowed
+
+
+def _tables(chance: random.Random) -> dict[str, pa.RecordBatch]:
+    """The partitions of one source."""
+    return {f"p{number}": _rows(chance, chance.randint(0, ROWS_MAX)) for number in range(chance.choice((1, 1, 2, 3)))}
+
+
+def _rows(chance: random.Random, rows: int) -> pa.RecordBatch:
+    step_us, jitter_us = chance.choice((1_000, 20_000)), chance.choice((0, 30_000, 300_000))
+    times = [None if chance.random() < 0.01 else n * step_us + chance.randint(0, jitter_us) for n in range(rows)]
+    keys = [chance.choice((None, 0, 1, 2, 7, 2**40)) for _ in range(rows)]
+    arrays = [
+        pa.array(times, pa.timestamp("us")),
+        pa.array(keys, pa.int64()),
+        pa.array([chance.choice(("a", "b", None)) for _ in range(rows)], pa.string()),
+        pa.array([round(chance.uniform(-100, 100), 2) for _ in range(rows)], pa.float64()),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+class _Source:
+    """Partitions that are read in batches of a size, and break off after so many reads."""
+
+    schema, bounded = SCHEMA, True
+
+    def __init__(self, name: str, tables: Mapping[str, pa.RecordBatch], job: Job) -> None:
+        self.name, self.tables, self.job = name, tables, job
+
+    def partitions(self) -> Sequence[str]:
+        return list(self.tables)
+
+    def open(self, partition: str, position: object | None) -> _Reader:
+        return _Reader(self, self.tables[partition], position if isinstance(position, int) else 0)
+
+
+class _Reader:
+    def __init__(self, source: _Source, rows: pa.RecordBatch, at: int) -> None:
+        self.job, self.rows, self.at = source.job, rows, at
+
+    def read(self, rows_max: int) -> pa.RecordBatch | flow.EndOfInput:
+        if self.at >= self.rows.num_rows:
+            return flow.EndOfInput()
+        if self.job.reads_left is not None:
+            self.job.reads_left -= 1
+            if self.job.reads_left < 0:
+                raise BrokenOffError("the network is gone")
+        found = self.rows.slice(self.at, min(self.job.batch_rows, rows_max))
+        self.at += found.num_rows
+        return found
+
+    def position(self) -> object:
+        return self.at
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Runs tell of late rows and restarts; here nobody reads it. What fails behind a kill is no news either."""
+    usual, hook = sys.stderr, sys.unraisablehook
+    sys.stderr, sys.unraisablehook = StringIO(), lambda _: None
+    try:
+        with suppress(KilledError):
+            yield
+    finally:
+        sys.stderr, sys.unraisablehook = usual, hook
