@@ -146,7 +146,9 @@ class StubbornRun:
         reading = opened(self._root, self._system, self.marks, self._tally, self._where)
         if reading is not None:
             with reading:
-                durable = judge(reading, self._seed, self.marks, self._tally, f"{self._where}, after an error")
+                durable = judge(
+                    reading, self._seed, self.marks, self._tally, f"{self._where}, after an error", is_broken=True
+                )
             for lane, commit in (durable or {}).items():
                 self.marks("acked", lane, commit)
 

@@ -57,7 +57,6 @@ class RefuseOnce:
         return None
 
 
-@pytest.mark.xfail(strict=True, reason="an OSError of the disk comes as it is")
 @pytest.mark.parametrize("name", ["store", "topics", "t"])
 def test_a_directory_that_is_not_confirmed_is_told_with_a_code(tmp_path: Path, name: str) -> None:
     with (
@@ -67,7 +66,6 @@ def test_a_directory_that_is_not_confirmed_is_told_with_a_code(tmp_path: Path, n
         store.append("t", ROWS)
 
 
-@pytest.mark.xfail(strict=True, reason="a directory that is there is taken for durable")
 def test_a_directory_that_was_not_confirmed_is_synced_before_it_is_relied_on(tmp_path: Path) -> None:
     class Counting(RefuseOnce):
         synced = 0
@@ -79,7 +77,7 @@ def test_a_directory_that_was_not_confirmed_is_synced_before_it_is_relied_on(tmp
 
     fault = Counting("topics")
     with Store(tmp_path / "store", FaultySystem(QuickSystem(), fault)) as store:
-        with pytest.raises(OSError):
+        with pytest.raises(DataflowError):
             store.append("t", ROWS)
         store.append("t", ROWS)
     assert fault.synced > 0
