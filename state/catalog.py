@@ -3,6 +3,8 @@
 A row of the catalog makes bytes exist; without it they are a torn tail. So everything that a commit publishes goes
 into one transaction. The hard part is many processes on one database: no cursor stays open (it would pin the WAL),
 transactions are short and begin IMMEDIATE, and each checks that the partition is still as its writer believes.
+SQLite's pages have no checksums, so rows bring their own (row_checksums.py): what cannot be read for a bit that flipped
+is told as CorruptCatalogError, and never taken for what was written.
 """
 
 from __future__ import annotations
@@ -22,34 +24,38 @@ from dataflow.state.layout import FILE_MODE, Layout
 from dataflow.state.log.segment import IndexEntry, SegmentInfo
 from dataflow.state.log.writer import Pending
 from dataflow.state.records import CommitRequest, EpochRecord, JsonObject, PipelineState, TopicInfo
+from dataflow.state.row_checksums import Row, Value, is_intact, sealed, signed, xxh3_of, xxh3_sum
 from dataflow.system import System
 
 FORMAT_VERSION = 2
 APPLICATION_ID = 0x4446_4C57
 BUSY_TIMEOUT_MS = 30_000
 """How long to wait for another process's transaction. Each takes milliseconds: more means that one hangs."""
+MAX_OFFSET = 2**63 - 1
 SETTLE_TIMEOUT_MS = 200
 """How long to wait for others with something that is only tidy."""
 ENTRY = struct.Struct("<5Q")
 """Of `batches.entries`: segment_id, position, length, rows, xxh3."""
 
 TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE topics (topic_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, folded TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, xxh3 INTEGER NOT NULL) STRICT;
+CREATE TABLE topics (topic_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, folded TEXT NOT NULL UNIQUE,
+    xxh3 INTEGER NOT NULL) STRICT;
 CREATE TABLE schemas (topic_id INTEGER NOT NULL, version INTEGER NOT NULL, arrow BLOB NOT NULL,
-    PRIMARY KEY (topic_id, version)) STRICT;
+    xxh3 INTEGER NOT NULL, PRIMARY KEY (topic_id, version)) STRICT;
 CREATE TABLE partitions (topic_id INTEGER NOT NULL, partition INTEGER NOT NULL, rows INTEGER NOT NULL,
     bytes INTEGER NOT NULL, PRIMARY KEY (topic_id, partition)) STRICT;
 CREATE TABLE segments (segment_id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL, partition INTEGER NOT NULL,
     file TEXT NOT NULL, first_offset INTEGER NOT NULL, schema_version INTEGER NOT NULL, header_bytes INTEGER NOT NULL,
     header_xxh3 INTEGER NOT NULL, published_bytes INTEGER NOT NULL, UNIQUE (topic_id, partition, file)) STRICT;
-CREATE TABLE commits (commit_id INTEGER PRIMARY KEY AUTOINCREMENT, wall_us INTEGER NOT NULL, pipeline TEXT,
-    epoch INTEGER) STRICT;
+CREATE TABLE commits (commit_id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, pipeline TEXT, epoch INTEGER,
+    xxh3 INTEGER NOT NULL) STRICT;
 CREATE TABLE batches (topic_id INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
     commit_id INTEGER NOT NULL, rows INTEGER NOT NULL, entries BLOB NOT NULL,
     PRIMARY KEY (topic_id, partition, first_offset)) STRICT;
 CREATE TABLE pipelines (name TEXT PRIMARY KEY, graph_hash TEXT NOT NULL, state_hash TEXT NOT NULL,
-    epoch INTEGER NOT NULL, finished INTEGER NOT NULL, commit_id INTEGER NOT NULL, checkpoint TEXT NOT NULL) STRICT;
+    epoch INTEGER NOT NULL, finished INTEGER NOT NULL, commit_id INTEGER NOT NULL, checkpoint TEXT NOT NULL,
+    frames_xxh3 INTEGER NOT NULL, xxh3 INTEGER NOT NULL) STRICT;
 CREATE TABLE frames (pipeline TEXT NOT NULL, frame INTEGER NOT NULL, owner TEXT NOT NULL, rows INTEGER NOT NULL,
     file TEXT NOT NULL, position INTEGER NOT NULL, length INTEGER NOT NULL, xxh3 INTEGER NOT NULL,
     PRIMARY KEY (pipeline, frame)) STRICT;
@@ -57,11 +63,22 @@ CREATE TABLE ledger (pipeline TEXT NOT NULL, epoch INTEGER NOT NULL, commit_id I
     PRIMARY KEY (pipeline, epoch)) STRICT;
 """
 
-Value = int | str | bytes | None
-
 
 class UnfinishedCatalogError(Exception):
     """The making of the catalog was cut off, or goes on in another process: there is no store yet."""
+
+
+class CorruptCatalogError(StoreError):
+    """The catalog holds what nobody wrote: a row's checksum does not vouch for it, or rows are missing."""
+
+    code = "DF0603"
+
+    def __init__(self, path: str, what: str, consequence: str, remedy: str) -> None:
+        super().__init__(
+            f"{path} is corrupt: {what}; {consequence}; nothing was changed",
+            help=f"restore the store from a backup, or {remedy}; `dataflow log verify` tells all that is damaged",
+        )
+        self.path, self.what = path, what
 
 
 class Catalog:
@@ -74,8 +91,9 @@ class Catalog:
         try:
             if _is_unfinished(self._connection):
                 raise UnfinishedCatalogError(layout.root)
-            self._check_version()
-            self.store_id = str(self._rows("SELECT value FROM meta WHERE key = 'store_id'")[0][0])
+            with _told(layout.catalog):
+                self._check_version()
+                self.store_id = self._read_store_id()
         except BaseException:
             self._connection.close()
             raise
@@ -88,13 +106,15 @@ class Catalog:
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        found = self._read(
-            "SELECT name, count(*), sum(rows), sum(bytes), (SELECT arrow FROM schemas s WHERE s.topic_id = t.topic_id "
-            "ORDER BY version DESC LIMIT 1) FROM topics t JOIN partitions USING (topic_id) GROUP BY name ORDER BY name"
-        )
-        return [
-            TopicInfo(name, partitions, rows, size, _schema(arrow)) for name, partitions, rows, size, arrow in found
-        ]
+        with self._snapshot():
+            found = self._rows(
+                "SELECT topic_id, name, count(*), sum(rows), sum(bytes) FROM topics JOIN partitions USING (topic_id) "
+                "GROUP BY topic_id ORDER BY name"
+            )
+            return [
+                TopicInfo(name, partitions, rows, size, self._schema_of(topic_id, name))
+                for topic_id, name, partitions, rows, size in found
+            ]
 
     def check_new_topic(self, name: str) -> None:
         """Raise if a topic exists whose name differs from this one in case only."""
@@ -104,10 +124,9 @@ class Catalog:
 
     def latest_schema(self, topic: str) -> pa.Schema | None:
         """A topic's columns, or None when there is no such topic."""
-        found = self._read(
-            "SELECT arrow FROM schemas JOIN topics USING (topic_id) WHERE name = ? ORDER BY version DESC LIMIT 1", topic
-        )
-        return _schema(found[0][0]) if found else None
+        with self._snapshot():
+            found = self._rows("SELECT topic_id FROM topics WHERE name = ?", topic)
+            return self._schema_of(found[0][0], topic) if found else None
 
     def partitions(self, topic: str) -> dict[int, int]:
         """The rows of each partition, by its number."""
@@ -129,7 +148,8 @@ class Catalog:
         return [self._segment(topic, partition, *row) for row in found]
 
     def entries(self, topic: str, partition: int, start: int = 0, until: int | None = None) -> list[IndexEntry]:
-        """The batches of a partition that hold rows of [start, until), in order."""
+        """The batches of a partition that hold rows of [start, until), in order and without a gap."""
+        end = MAX_OFFSET if until is None else until
         with self._snapshot():  # every entry finds its segment
             found = self._rows(
                 "SELECT b.first_offset, b.commit_id, epoch, entries FROM batches b JOIN topics USING (topic_id) "
@@ -138,7 +158,7 @@ class Catalog:
                 topic,
                 partition,
                 start,
-                2**63 - 1 if until is None else until,
+                end,
             )
             listed = self._rows(
                 "SELECT segment_id, file, first_offset, header_bytes, header_xxh3, published_bytes FROM segments "
@@ -146,9 +166,22 @@ class Catalog:
                 topic,
                 partition,
             )
+            totals = self._rows(
+                "SELECT rows FROM partitions JOIN topics USING (topic_id) WHERE name = ? AND partition = ?",
+                topic,
+                partition,
+            )
         segments = {row[0]: self._segment(topic, partition, *row) for row in listed}
-        entries = [entry for row in found for entry in _unpack(segments, *row)]
-        return [one for one in entries if one.until_offset > start and (until is None or one.first_offset < until)]
+        try:
+            entries = _unpack(segments, found)
+        except (KeyError, TypeError, struct.error) as error:
+            raise self._corrupt_index(topic, partition, "has a gap, or names a segment that is not listed") from error
+        rows = totals[0][0] if totals else 0
+        if start < min(end, rows):
+            first, last = (entries[0].first_offset, entries[-1].until_offset) if entries else (rows, 0)
+            if first > start or last < min(end, rows) or last > rows:
+                raise self._corrupt_index(topic, partition, f"does not have the rows from offset {start} to {rows}")
+        return [one for one in entries if one.until_offset > start and one.first_offset < end]
 
     # ── pipelines ──
 
@@ -159,7 +192,11 @@ class Catalog:
             frames = self._rows("SELECT * FROM frames WHERE pipeline = ? ORDER BY frame", name)
         if not found:
             return None
-        _, graph_hash, state_hash, epoch, finished, commit_id, checkpoint = found[0]
+        if not is_intact(found[0]):
+            raise self._corrupt_pipeline(name, "its row does not have its checksum")
+        _, graph_hash, state_hash, epoch, finished, commit_id, checkpoint, frames_xxh3, _ = found[0]
+        if signed(xxh3_sum(frames)) != frames_xxh3:
+            raise self._corrupt_pipeline(name, "its list of frames does not have its checksum")
         known = [
             Frame(number, owner, rows, file, position, length, xxh3 % 2**64)
             for _, number, owner, rows, file, position, length, xxh3 in frames
@@ -175,7 +212,10 @@ class Catalog:
     def ledger(self, pipeline: str) -> dict[int, JsonObject]:
         """The ledger of each epoch of a pipeline, in order."""
         found = self._read("SELECT epoch, counts FROM ledger WHERE pipeline = ? ORDER BY epoch", pipeline)
-        return {epoch: json.loads(counts) for epoch, counts in found}
+        try:
+            return {epoch: json.loads(counts) for epoch, counts in found}
+        except ValueError as error:
+            raise self._corrupt_pipeline(pipeline, f"its ledger is no JSON ({error})") from error
 
     # ── commits ──
 
@@ -228,19 +268,17 @@ class Catalog:
 
     def _publish(self, request: CommitRequest) -> int:
         epoch = request.epoch
+        commit_id = self._one("SELECT coalesce(max(commit_id), 0) + 1 FROM commits")
         names = (None, None) if epoch is None else (epoch.pipeline, epoch.epoch)
-        commit_id = self._one(
-            "INSERT INTO commits (wall_us, pipeline, epoch) VALUES (?, ?, ?) RETURNING commit_id",
-            self._system.clock.wall_us(),
-            *names,
-        )
-        for pending in request.pendings:
-            self._publish_rows(pending, commit_id)
+        rows: list[Row] = [(commit_id, self._system.clock.wall_us(), *names)]
+        rows += sorted(row for pending in request.pendings for row in self._publish_rows(pending, commit_id))
         if epoch is not None:
-            self._publish_epoch(epoch, commit_id)
+            rows.append(self._publish_epoch(epoch, commit_id))
+        self._rows("INSERT INTO commits VALUES (?, ?, ?, ?, ?)", *rows[0], xxh3_of(*rows))
         return commit_id
 
-    def _publish_rows(self, pending: Pending, commit_id: int) -> None:
+    def _publish_rows(self, pending: Pending, commit_id: int) -> list[tuple[int, int, int, int, int, bytes]]:
+        """List what a writer has prepared; its row of `batches`, or none when only the topic is made."""
         topic_id = self._topic_id(pending.topic)
         version = self._schema_version(topic_id, pending)
         self._advance(topic_id, pending)
@@ -255,37 +293,54 @@ class Catalog:
                 segment.first_offset,
                 version,
                 segment.header_bytes,
-                _signed(segment.header_xxh3),
+                signed(segment.header_xxh3),
                 segment.bytes,
             )
             for segment in pending.segments
         }
-        if pending.batches:
-            entries = [
-                ENTRY.pack(ids[one.segment], one.position, one.length, one.rows, one.xxh3) for one in pending.batches
-            ]
-            row = (topic_id, pending.partition, pending.first_offset, commit_id, pending.rows, b"".join(entries))
-            self._rows("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", *row)
+        if not pending.batches:
+            return []
+        entries = [
+            ENTRY.pack(ids[one.segment], one.position, one.length, one.rows, one.xxh3) for one in pending.batches
+        ]
+        row = (topic_id, pending.partition, pending.first_offset, commit_id, pending.rows, b"".join(entries))
+        self._rows("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", *row)
+        return [row]
 
     def _topic_id(self, name: str) -> int:
         found = self._rows("SELECT topic_id, name FROM topics WHERE folded = ?", name.lower())
         if not found:
-            return self._one("INSERT INTO topics (name, folded) VALUES (?, ?) RETURNING topic_id", name, name.lower())
+            topic_id = self._one("SELECT coalesce(max(topic_id), 0) + 1 FROM topics")
+            self._rows("INSERT INTO topics VALUES (?, ?, ?, ?)", *sealed((topic_id, name, name.lower())))
+            return topic_id
         if found[0][1] != name:
             raise _case_clash(name, found[0][1])
         return int(found[0][0])
 
     def _schema_version(self, topic_id: int, pending: Pending) -> int:
-        found = self._rows(
-            "SELECT version, arrow FROM schemas WHERE topic_id = ? ORDER BY version DESC LIMIT 1", topic_id
-        )
-        version, latest = (found[0][0], _schema(found[0][1])) if found else (0, None)
+        version, latest = self._latest_schema(topic_id, pending.topic) or (0, None)
         if latest is not None and latest.equals(pending.schema):
-            return int(version)
+            return version
         check_succeeds(pending.topic, latest, pending.schema)
         arrow = pending.schema.serialize().to_pybytes()
-        self._rows("INSERT INTO schemas VALUES (?, ?, ?)", topic_id, version + 1, arrow)
-        return int(version) + 1
+        self._rows("INSERT INTO schemas VALUES (?, ?, ?, ?)", *sealed((topic_id, version + 1, arrow)))
+        return version + 1
+
+    def _latest_schema(self, topic_id: int, topic: str) -> tuple[int, pa.Schema] | None:
+        """The last version and its columns; None for a topic that is just being made."""
+        found = self._rows("SELECT * FROM schemas WHERE topic_id = ? ORDER BY version DESC LIMIT 1", topic_id)
+        if not found:
+            return None
+        _, version, arrow, _ = found[0]
+        if not is_intact(found[0]):
+            raise self._corrupt_topic(topic, f"version {version} of its columns does not have its checksum")
+        return version, _schema(arrow)
+
+    def _schema_of(self, topic_id: int, topic: str) -> pa.Schema:
+        found = self._latest_schema(topic_id, topic)
+        if found is None:
+            raise self._corrupt_topic(topic, "its columns are not listed")
+        return found[1]
 
     def _advance(self, topic_id: int, pending: Pending) -> None:
         """Count the rows in, if the partition still ends where the writer began."""
@@ -306,8 +361,9 @@ class Catalog:
             *key,
         )
 
-    def _publish_epoch(self, epoch: EpochRecord, commit_id: int) -> None:
-        found = self._rows("SELECT epoch FROM pipelines WHERE name = ?", epoch.pipeline)
+    def _publish_epoch(self, epoch: EpochRecord, commit_id: int) -> Row:
+        """Make it the pipeline's last one; the row of the ledger."""
+        found = self._rows("SELECT epoch, frames_xxh3 FROM pipelines WHERE name = ?", epoch.pipeline)
         if found and found[0][0] >= epoch.epoch:
             raise StoreError(
                 f"epoch {epoch.epoch} of pipeline `{epoch.pipeline}` comes after epoch {found[0][0]} was committed; "
@@ -315,8 +371,7 @@ class Catalog:
                 code="DF0607",
                 help="another run of this pipeline went on meanwhile: stop one of them",
             )
-        self._rows(
-            "INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?)",
+        row = (
             epoch.pipeline,
             epoch.graph_hash,
             epoch.state_hash,
@@ -324,19 +379,24 @@ class Catalog:
             int(epoch.finished),
             commit_id,
             _json(epoch.checkpoint),
+            self._change_frames(epoch, found[0][1] if found else 0),
         )
-        self._connection.executemany(
-            "DELETE FROM frames WHERE pipeline = ? AND frame = ?", [(epoch.pipeline, one) for one in epoch.dropped]
-        )
-        self._connection.executemany(
-            "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (epoch.pipeline, f.number, f.owner, f.rows, f.file, f.position, f.length, _signed(f.xxh3))
-                for f in epoch.added
-            ],
-        )
-        counts = _json(epoch.ledger).encode()
-        self._rows("INSERT INTO ledger VALUES (?, ?, ?, ?)", epoch.pipeline, epoch.epoch, commit_id, counts)
+        self._rows("INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *sealed(row))
+        counts = (epoch.pipeline, epoch.epoch, commit_id, _json(epoch.ledger).encode())
+        self._rows("INSERT INTO ledger VALUES (?, ?, ?, ?)", *counts)
+        return counts
+
+    def _change_frames(self, epoch: EpochRecord, xxh3: int) -> int:
+        """List what an epoch adds, drop what it drops; the sum of checksums, which was `xxh3` before."""
+        dropped = [(epoch.pipeline, number) for number in epoch.dropped]
+        sql = "DELETE FROM frames WHERE pipeline = ? AND frame = ? RETURNING *"
+        xxh3 -= xxh3_sum(list(self._connection.executemany(sql, dropped)))
+        added = [
+            (epoch.pipeline, f.number, f.owner, f.rows, f.file, f.position, f.length, signed(f.xxh3))
+            for f in epoch.added
+        ]
+        self._connection.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added)
+        return signed(xxh3 + xxh3_sum(added))
 
     # ── SQL ──
 
@@ -375,6 +435,28 @@ class Catalog:
         xxh3 = header_xxh3 % 2**64
         return SegmentInfo(segment_id, topic, partition, path, first_offset, header_bytes, xxh3, published_bytes)
 
+    def _read_store_id(self) -> str:
+        found = self._rows("SELECT * FROM meta")
+        known = {row[0]: row[1] for row in found if is_intact(row)}
+        if len(known) < len(found) or "store_id" not in known:
+            what = "what it says of the store itself does not have its checksum"
+            raise CorruptCatalogError(
+                self._layout.catalog, what, "the store cannot be opened", "make it anew with its pipelines"
+            )
+        return str(known["store_id"])
+
+    def _corrupt_pipeline(self, name: str, what: str) -> CorruptCatalogError:
+        consequence, remedy = "it cannot go on from there", "run the pipeline from the start into a new store"
+        return CorruptCatalogError(self._layout.catalog, f"pipeline `{name}`: {what}", consequence, remedy)
+
+    def _corrupt_topic(self, topic: str, what: str) -> CorruptCatalogError:
+        consequence = "its rows cannot be trusted"
+        remedy = "rebuild the topic by running its pipeline into a new store"
+        return CorruptCatalogError(self._layout.catalog, f"topic `{topic}`: {what}", consequence, remedy)
+
+    def _corrupt_index(self, topic: str, partition: int, what: str) -> CorruptCatalogError:
+        return self._corrupt_topic(topic, f"its list of batches (partition {partition}) {what}")
+
     def _check_version(self) -> None:
         application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
         if application != APPLICATION_ID:
@@ -408,7 +490,7 @@ def create_catalog(system: System, layout: Layout) -> None:
 def _fill(connection: apsw.Connection, system: System) -> None:
     connection.execute(f"BEGIN IMMEDIATE; {TABLES}")
     meta = {"store_id": f"{system.chance.getrandbits(128):032x}", "created_us": str(system.clock.wall_us())}
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    connection.executemany("INSERT INTO meta VALUES (?, ?, ?)", map(sealed, meta.items()))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; COMMIT")
 
 
@@ -432,7 +514,7 @@ def _told(path: str) -> Iterator[None]:
     """An error of SQLite as one that says what to do. Only where nothing is written that anybody counts on."""
     try:
         yield
-    except (apsw.NotADBError, apsw.CorruptError) as error:
+    except (apsw.NotADBError, apsw.CorruptError, UnicodeDecodeError) as error:
         what = "is not a database" if isinstance(error, apsw.NotADBError) else "is damaged"
         raise StoreError(f"{path} {what}; nothing was changed", help="restore it from a backup") from None
     except apsw.Error as error:
@@ -450,13 +532,16 @@ def _is_unfinished(connection: apsw.Connection) -> bool:
     return not version and not tables
 
 
-def _unpack(
-    segments: dict[int, SegmentInfo], first_offset: int, commit_id: int, epoch: int | None, entries: bytes
-) -> list[IndexEntry]:
-    unpacked, offset = [], first_offset
-    for segment_id, position, length, rows, xxh3 in ENTRY.iter_unpack(entries):
-        unpacked.append(IndexEntry(segments[segment_id], position, length, rows, xxh3, offset, commit_id, epoch))
-        offset += rows
+def _unpack(segments: dict[int, SegmentInfo], rows: list[tuple[int, int, int | None, bytes]]) -> list[IndexEntry]:
+    """The entries of rows of `batches` that follow each other; KeyError or struct.error when they do not."""
+    unpacked, expected = [], rows[0][0] if rows else 0
+    for offset, commit_id, epoch, entries in rows:
+        if offset != expected:
+            raise KeyError(expected)
+        for segment_id, position, length, count, xxh3 in ENTRY.iter_unpack(entries):
+            unpacked.append(IndexEntry(segments[segment_id], position, length, count, xxh3, offset, commit_id, epoch))
+            offset += count
+        expected = offset
     return unpacked
 
 
@@ -492,11 +577,6 @@ def _not_begun(layout: Layout, error: apsw.Error) -> StoreError:
 
 def _schema(arrow: bytes) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(arrow))
-
-
-def _signed(value: int) -> int:
-    """The same 64 bits as SQLite's signed integer."""
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _json(value: Mapping[str, object]) -> str:

@@ -44,9 +44,9 @@ LENGTH_MAX = 1 << 30
 """Of one value: SQLite's own bound."""
 
 TABLES: dict[str, dict[str, str]] = {
-    "meta": {"key": "TEXT", "value": "TEXT"},
-    "topics": {"topic_id": "INTEGER", "name": "TEXT", "folded": "TEXT"},
-    "schemas": {"topic_id": "INTEGER", "version": "INTEGER", "arrow": "BLOB"},
+    "meta": {"key": "TEXT", "value": "TEXT", "xxh3": "INTEGER"},
+    "topics": {"topic_id": "INTEGER", "name": "TEXT", "folded": "TEXT", "xxh3": "INTEGER"},
+    "schemas": {"topic_id": "INTEGER", "version": "INTEGER", "arrow": "BLOB", "xxh3": "INTEGER"},
     "partitions": {"topic_id": "INTEGER", "partition": "INTEGER", "rows": "INTEGER", "bytes": "INTEGER"},
     "segments": {
         "segment_id": "INTEGER",
@@ -59,7 +59,13 @@ TABLES: dict[str, dict[str, str]] = {
         "header_xxh3": "INTEGER",
         "published_bytes": "INTEGER",
     },
-    "commits": {"commit_id": "INTEGER", "wall_us": "INTEGER", "pipeline": "TEXT", "epoch": "INTEGER"},
+    "commits": {
+        "commit_id": "INTEGER",
+        "wall_us": "INTEGER",
+        "pipeline": "TEXT",
+        "epoch": "INTEGER",
+        "xxh3": "INTEGER",
+    },
     "batches": {
         "topic_id": "INTEGER",
         "partition": "INTEGER",
@@ -76,6 +82,8 @@ TABLES: dict[str, dict[str, str]] = {
         "finished": "INTEGER",
         "commit_id": "INTEGER",
         "checkpoint": "TEXT",
+        "frames_xxh3": "INTEGER",
+        "xxh3": "INTEGER",
     },
     "frames": {
         "pipeline": "TEXT",
@@ -186,7 +194,7 @@ class Snapshot:
             if table not in strict:
                 yield f"table {table} is not STRICT"
             found = list(self.query("SELECT name, type, pk, hidden FROM pragma_table_xinfo(?)", (table,)))
-            if {row[0]: row[1] for row in found} != columns or any(row[3] for row in found):
+            if [(row[0], row[1]) for row in found] != list(columns.items()) or any(row[3] for row in found):
                 yield f"table {table} has the columns " + ", ".join(f"{row[0]} {row[1]}" for row in found)
             keys = sorted((row[2], row[0]) for row in found if isinstance(row[2], int) and row[2])
             if tuple(name for _, name in keys) != PRIMARY_KEYS[table]:

@@ -22,13 +22,14 @@ from dataflow.state.verify.checkpoint import WrongJson, owners, parsed, wrong_co
 from dataflow.state.verify.files import UNSIGNED_64, File, Finding, Findings, StoreFiles, Unreadable
 from dataflow.state.verify.layout import lower, quoted, unexpected
 from dataflow.state.verify.partition import PartitionCheck, Place, Segment, Taker
+from dataflow.state.verify.row_checksums import wrong_row_checksums
 
 FILES_HELD_MAX = 200
 """Open at a time; a process may have 1024."""
 FRAMES_TRIED_MAX = 100
 """Catalogs whose frames were removed by a newer checkpoint before they could be read."""
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
-FRAMES_NAME = re.compile(r"(0|[1-9][0-9]*)\.state")
+FRAMES_NAME = re.compile(r"[1-9][0-9]*\.state")
 STORE_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -133,6 +134,8 @@ def _opened(path: Path | str) -> Iterator[tuple[_Check, Snapshot]]:
             check.found.found += snapshot.findings
             check.must_be_ok()
             snapshot.check_structure()
+            check.row_checksums(snapshot)
+            check.must_be_ok()
             yield check, snapshot
     except (Unreadable, CatalogBroken) as error:
         raise StoreError(f"{path}: {error}", code="DF0603", help=_HELP) from None
@@ -166,6 +169,11 @@ class _Check:
 
     # ── the catalog ──
 
+    def row_checksums(self, snapshot: Snapshot) -> None:
+        """That the rows of the catalog are those that were written."""
+        for wrong in wrong_row_checksums(snapshot):
+            self.found.damage(CATALOG, wrong)
+
     def open_with_frames(self, stack: ExitStack) -> Snapshot:
         """A snapshot whose frames were checked before a newer checkpoint could remove them."""
         for attempt in range(1, FRAMES_TRIED_MAX + 1):
@@ -177,6 +185,7 @@ class _Check:
                 # A file that is open can be read to its end, though it is removed meanwhile.
                 held = closing.enter_context(_frame_files(self.files, snapshot))
                 snapshot.check_structure()
+                self.row_checksums(snapshot)
                 self.pipelines(snapshot, held)
                 if len(self.found.found) == before or snapshot.is_current():
                     stack.push(closing.pop_all())
@@ -362,6 +371,8 @@ class _Check:
         """All partitions of a topic, or one only; a batch that is what was written goes to `take`."""
         sql = "SELECT partition, rows, bytes FROM partitions WHERE topic_id = ? ORDER BY partition"
         totals = {row[0]: row[1:] for row in snapshot.query(sql, (topic_id,))}
+        if not totals:
+            self.found.damage(CATALOG, "no partition is listed", topic=self.names[topic_id])
         for table in ("segments", "batches"):
             sql = f"SELECT DISTINCT partition FROM {table} WHERE topic_id = ?"
             for row in snapshot.query(sql, (topic_id,)):

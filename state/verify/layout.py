@@ -21,8 +21,8 @@ ROOT_FILES = {"catalog.db", "catalog.db-wal", "catalog.db-shm", "store.lock"}
 ROOT_DIRECTORIES = {"locks", "topics", "snapshots"}
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,200}")
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
-_SEGMENT = re.compile(r"[0-9]{20}-(0|[1-9][0-9]*)\.arrow")
-_FRAMES = re.compile(r"(0|[1-9][0-9]*)\.state")
+_SEGMENT = re.compile(r"[0-9]{20}-[1-9][0-9]*\.arrow")
+_FRAMES = re.compile(r"[1-9][0-9]*\.state")
 _QUOTED = re.compile(r"(?:[a-z0-9._-]|%[0-9A-F]{2})+")
 
 

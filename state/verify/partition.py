@@ -22,7 +22,7 @@ from dataflow.state.verify.files import UNSIGNED_64, File, Findings, StoreFiles,
 SEGMENT_BYTES_FULL = 268_435_456
 """No batch begins at or beyond it."""
 ENTRY_BYTES = 40
-SEGMENT_NAME = re.compile(r"([0-9]{20})-(0|[1-9][0-9]*)\.arrow")
+SEGMENT_NAME = re.compile(r"([0-9]{20})-([1-9][0-9]*)\.arrow")
 
 Taker: TypeAlias = Callable[[pa.RecordBatch], None]
 """Gets each batch that was found to be what was written."""
