@@ -117,7 +117,8 @@ class FrameFiles:
             content = self._system.disk.map(path)
         except FileNotFoundError:
             raise CorruptFrameError(path, frame, "the file is missing") from None
-        data = content.slice(frame.position, frame.length) if frame.position < content.size else pa.py_buffer(b"")
+        start = min(frame.position, content.size)
+        data = content.slice(start, min(frame.length, content.size - start))
         if data.size != frame.length:
             raise CorruptFrameError(path, frame, f"the file ends at byte {content.size}, before the frame does")
         if checksum_of(data) != frame.xxh3:

@@ -1,4 +1,4 @@
-"""What the rows have found and nobody has solved yet, each by the shortest way to see it."""
+"""What the rows have found, each by the shortest way to see it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ class SomebodyElse(RealDisk):
         return found
 
 
-@pytest.mark.xfail(strict=True, reason="what the other one made in between is taken for a store without its index")
 def test_two_processes_may_make_one_store_at_the_same_time(tmp_path: Path) -> None:
     disk = SomebodyElse(tmp_path / "store")
     store = Store(tmp_path / "store", QuickSystem(disk=disk))
@@ -109,12 +108,11 @@ def fail_a_commit_and_open_again(channel: Channel, *, path: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.xfail(strict=True, reason="the tail is cut while SQLite's log still has the commit that lists it")
 def test_a_commit_that_failed_at_its_last_step_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     """After the failure the rows are cut off as a torn tail; after a kill the log's frames turn out to be valid."""
     path = str(tmp_path / "store")
     with WarmParent() as warm:
-        said, code = warm.start("tests.faults.test_known:fail_a_commit_and_open_again", path=path).rest()
+        said, code = warm.start("tests.faults.test_found:fail_a_commit_and_open_again", path=path).rest()
     assert code == -signal.SIGKILL
     assert said == [1], "rows up to offset 1 were there"
     with Store(path) as store:
