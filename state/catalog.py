@@ -227,7 +227,7 @@ class Catalog:
         with self._mutex:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                outcomes = [self._commit_one(request) for request in requests]
+                outcomes = self._commit_all(requests)
             except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
@@ -258,6 +258,11 @@ class Catalog:
             finally:
                 self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
             list(self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}"))
+
+    def _commit_all(self, requests: Sequence[CommitRequest]) -> list[int | StoreError]:
+        if len(requests) == 1:
+            return [self._publish(requests[0])]
+        return [self._commit_one(request) for request in requests]
 
     def _commit_one(self, request: CommitRequest) -> int | StoreError:
         outcome: int | StoreError

@@ -43,7 +43,12 @@ class StatelessInput:
     state_name: str | None = None
 
     @property
-    def is_aligning(self) -> bool:
+    def holds_up(self) -> bool:
+        return False
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether something could be taken."""
         return False
 
     def snapshot(self) -> Snapshot:
@@ -215,8 +220,13 @@ class MergedInput(StatelessInput):
         return barrier
 
     @property
-    def is_aligning(self) -> bool:
-        return any(one is not None for one in self._blocked)
+    def holds_up(self) -> bool:
+        waiting = zip(self._blocked, self.channels, strict=True)
+        return any(barrier is not None and channel.peek() is not None for barrier, channel in waiting)
+
+    @property
+    def has_rows(self) -> bool:
+        return any(channel.peek() is not None for channel in self.channels)
 
     def _watermark(self) -> Watermark | None:
         least = min(self._watermarks_us)

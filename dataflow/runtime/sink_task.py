@@ -53,6 +53,10 @@ class SinkTask(Task):
             return True
         return super().turn()
 
+    @property
+    def is_held_up(self) -> bool:
+        return self.input.holds_up or (self._waits_for_commit and self.input.has_rows)
+
     def on_barrier(self, barrier: Barrier) -> None:
         self.epoch = barrier.epoch
         self._prepare()
