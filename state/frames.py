@@ -23,6 +23,7 @@ from dataflow.system import AppendFile, System
 FRAME_FILE_BYTES_MAX = 64 << 20
 """Where a new file begins: an old one can only go as a whole."""
 FILE_NAME = re.compile(r"(\d+)\.state")
+_PLAIN = pa.ipc.IpcWriteOptions(use_threads=False)
 _PACKED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
@@ -67,10 +68,10 @@ class FrameFiles:
         self._failed = False
         self._mutex = system.scheduler.mutex()
 
-    def write(self, owner: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> Frame:
-        """Append a frame; durable after `sync`. Packed, since it is written often and read hardly ever."""
+    def write(self, owner: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema, *, packed: bool = False) -> Frame:
+        """Append a frame; durable after `sync`. `packed` ones take less disk, and more time."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema, options=_PACKED) as stream:
+        with pa.ipc.new_stream(sink, schema, options=_PACKED if packed else _PLAIN) as stream:
             for batch in batches:
                 stream.write_batch(batch)
         data = sink.getvalue()
@@ -212,7 +213,7 @@ class Staging:
     def keep(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Keep these rows behind the others, as one frame."""
         if any(batch.num_rows for batch in batches):
-            self.frames.append(self._files.write(self._owner, batches, self._schema))
+            self.frames.append(self._files.write(self._owner, batches, self._schema, packed=True))
 
     def batches(self) -> Iterable[pa.RecordBatch]:
         """All rows that are kept, oldest first, checked against their checksums."""
