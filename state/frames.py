@@ -117,9 +117,9 @@ class FrameFiles:
             content = self._system.disk.map(path)
         except FileNotFoundError:
             raise CorruptFrameError(path, frame, "the file is missing") from None
-        data = content.slice(frame.position, frame.length) if frame.position < content.size else pa.py_buffer(b"")
-        if data.size != frame.length:
+        if frame.position + frame.length > content.size:
             raise CorruptFrameError(path, frame, f"the file ends at byte {content.size}, before the frame does")
+        data = content.slice(frame.position, frame.length)
         if checksum_of(data) != frame.xxh3:
             raise CorruptFrameError(path, frame, f"{frame.length} bytes do not have the checksum that was committed")
         batches = list(pa.ipc.open_stream(data))
