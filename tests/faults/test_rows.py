@@ -25,7 +25,7 @@ def told(result: Result) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 3, 4])
+@pytest.mark.parametrize("number", [1, 3, 4, 8])
 def test_the_promise_of_a_row_holds(number: int) -> None:
     result = result_of(number)
     assert result.status == "ok", told(result)
@@ -52,18 +52,18 @@ def test_a_full_disk_loses_nothing_and_doubles_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_no_damaged_byte_of_a_segment_or_a_frame_is_taken_for_good() -> None:
-    tally = result_of(8).tally
-    assert (tally.undetected, tally.signals, tally.hung) == (0, 0, 0), told(result_of(8))
-    assert tally.counts["segment: detected"] > 500
-    assert tally.counts["state: detected"] > 100
+def test_damaged_bytes_of_every_kind_of_file_are_noticed() -> None:
+    counts = result_of(8).tally.counts
+    assert counts["segment: detected"] > 500
+    assert counts["state: detected"] > 100
+    assert counts["catalog.db: detected"] > 50
+    assert counts["catalog.db-wal: detected"] > 50
 
 
 KNOWN = {
     6: "the sync of a new directory's parent is not done again after it failed; errors of the disk come without a code",
     7: "errors of a full disk come without a code, and nobody can open the store for reading where its log is gone",
     13: "of two processes that make one store, one may be told that its index is gone",
-    8: "a damaged catalog, and a frame beyond the end of its file, are told by errors without a code",
 }
 """What is not solved yet, by row."""
 RACE = 13
