@@ -613,6 +613,15 @@ def test_a_flip_in_the_last_transaction_of_the_log_may_be_a_power_cut(killed: Pa
     assert report.commits == 4
 
 
+def test_a_last_frame_of_the_log_that_became_zeros_may_be_a_power_cut(killed: Path) -> None:
+    log = killed / "catalog.db-wal"
+    last = commit_frames(killed)[-1]
+    log.write_bytes(log.read_bytes()[:last] + bytes(FRAME_BYTES))
+    report = verify(killed)
+    assert [(finding.kind, finding.file) for finding in report.findings] == [("warning", "catalog.db-wal")]
+    assert report.commits == 4
+
+
 def test_a_flip_in_the_header_of_the_log_is_damage(killed: Path) -> None:
     for bit in range(8 * HEADER_BYTES):
         flip(killed / "catalog.db-wal", bit)
