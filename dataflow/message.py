@@ -225,10 +225,12 @@ class Barrier:
 class End:
     """Nothing more comes through this channel.
 
-    `flush` is true when the input has ended for good (open windows close), false when the run was stopped.
+    `flush` is true when the input has ended for good (open windows close), false when the run was stopped; `at_head`
+    when it was stopped because all that was there has been read.
     """
 
     flush: bool
+    at_head: bool = False
 
 
 Message = Batch | Watermark | Progress | Barrier | End

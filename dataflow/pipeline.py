@@ -339,7 +339,7 @@ class _Run:
             unread=tuple(one for one in job.unread if one.rows),
             stopped=stopped,
             bounded=all(node.type.bounded for node in self.pipeline.nodes),
-            costs=coordinator.costs,
+            costs=replace(coordinator.costs, stall=max(worker.stalled_seconds for worker in job.workers)),
         )
 
     def _finished_before(self, before: PipelineState) -> RunResult:

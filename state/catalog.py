@@ -227,7 +227,7 @@ class Catalog:
         with self._mutex:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                outcomes = [self._commit_one(request) for request in requests]
+                outcomes = self._commit_all(requests)
             except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
@@ -244,18 +244,25 @@ class Catalog:
             return outcomes
 
     def settle(self) -> None:
-        """Copy the WAL into the database and empty it, if nobody else needs it.
+        """Leave no doubt about which commits there are; before anything is cut or removed by what the catalog says.
 
-        The WAL may be what a process has left that could not sync it; then a part of it is only in memory, and no later
-        sync would help what is put behind it.
+        The WAL may be what a process has left that could not sync its last commit. Then that commit may be found later,
+        or a part of it is only in memory, and no later sync would help what is put behind it. So the WAL is copied into
+        the database and emptied, if nobody else needs it, and a transaction is put where the doubtful one might be.
         """
-        with self._mutex:
+        with self._mutex, _told(self._layout.catalog):
             self._connection.set_busy_timeout(SETTLE_TIMEOUT_MS)
             try:
-                with suppress(apsw.BusyError, apsw.LockedError), _told(self._layout.catalog):
+                with suppress(apsw.BusyError, apsw.LockedError):
                     self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             finally:
                 self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+            list(self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}"))
+
+    def _commit_all(self, requests: Sequence[CommitRequest]) -> list[int | StoreError]:
+        if len(requests) == 1:
+            return [self._publish(requests[0])]
+        return [self._commit_one(request) for request in requests]
 
     def _commit_one(self, request: CommitRequest) -> int | StoreError:
         outcome: int | StoreError

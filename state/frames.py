@@ -23,7 +23,6 @@ from dataflow.system import AppendFile, System
 FRAME_FILE_BYTES_MAX = 64 << 20
 """Where a new file begins: an old one can only go as a whole."""
 FILE_NAME = re.compile(r"(\d+)\.state")
-_OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
 _PACKED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
@@ -61,16 +60,17 @@ class FrameFiles:
         self._system, self._root, self._directory = system, root, directory
         self._next_number = next_number
         self._file: AppendFile | None = None
+        self._listed: set[str] | None = None
         self._unsynced: list[AppendFile] = []
         self._is_new = False
         """Whether the directory has a name that is not durable yet."""
         self._failed = False
         self._mutex = system.scheduler.mutex()
 
-    def write(self, owner: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema, *, packed: bool = False) -> Frame:
-        """Append a frame; durable after `sync`. `packed` frames take less disk and cannot be mapped."""
+    def write(self, owner: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> Frame:
+        """Append a frame; durable after `sync`. Packed, since it is written often and read hardly ever."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema, options=_PACKED if packed else _OPTIONS) as stream:
+        with pa.ipc.new_stream(sink, schema, options=_PACKED) as stream:
             for batch in batches:
                 stream.write_batch(batch)
         data = sink.getvalue()
@@ -117,9 +117,10 @@ class FrameFiles:
             content = self._system.disk.map(path)
         except FileNotFoundError:
             raise CorruptFrameError(path, frame, "the file is missing") from None
-        if frame.position + frame.length > content.size:
+        start = min(frame.position, content.size)
+        data = content.slice(start, min(frame.length, content.size - start))
+        if data.size != frame.length:
             raise CorruptFrameError(path, frame, f"the file ends at byte {content.size}, before the frame does")
-        data = content.slice(frame.position, frame.length)
         if checksum_of(data) != frame.xxh3:
             raise CorruptFrameError(path, frame, f"{frame.length} bytes do not have the checksum that was committed")
         batches = list(pa.ipc.open_stream(data))
@@ -129,14 +130,20 @@ class FrameFiles:
 
     def forget(self, in_use: Iterable[Frame]) -> None:
         """Remove the files in which no frame lies that a committed epoch needs. After that epoch's commit."""
-        disk, kept = self._system.disk, {frame.file for frame in in_use}
-        if not disk.exists(self._directory):
-            return
+        kept = {frame.file for frame in in_use}
         with self._mutex:
             growing = {os.path.basename(file.path) for file in (*self._unsynced, *([self._file] if self._file else []))}
-            for name in disk.list_dir(self._directory):
-                if FILE_NAME.fullmatch(name) and name not in kept and name not in growing:
-                    disk.remove(os.path.join(self._directory, name))
+            for name in self._names() - kept - growing:
+                self._system.disk.remove(os.path.join(self._directory, name))
+                self._names().discard(name)
+
+    def _names(self) -> set[str]:
+        """The files that there are; nobody else makes any, so the directory is read once."""
+        if self._listed is None:
+            disk = self._system.disk
+            found = disk.list_dir(self._directory) if disk.exists(self._directory) else []
+            self._listed = {name for name in found if FILE_NAME.fullmatch(name)}
+        return self._listed
 
     def close(self) -> None:
         """Close the files; what was not committed is left to `forget` of the next run."""
@@ -158,11 +165,12 @@ class FrameFiles:
         if self._file is None or self._file.size >= FRAME_FILE_BYTES_MAX:
             disk = self._system.disk
             make_durable_dirs(disk, self._directory, until=self._root)
-            found = [int(match[1]) for name in disk.list_dir(self._directory) if (match := FILE_NAME.fullmatch(name))]
-            path = os.path.join(self._directory, f"{max(found, default=0) + 1}.state")
+            number = max((int(name.partition(".")[0]) for name in self._names()), default=0) + 1
+            path = os.path.join(self._directory, f"{number}.state")
             if self._file is not None and self._file not in self._unsynced:
                 self._file.close()
             self._file, self._is_new = disk.open_append(path, new=True, mode=FILE_MODE), True
+            self._names().add(os.path.basename(path))
         return self._file
 
     def _check_open(self) -> None:
@@ -204,7 +212,7 @@ class Staging:
     def keep(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Keep these rows behind the others, as one frame."""
         if any(batch.num_rows for batch in batches):
-            self.frames.append(self._files.write(self._owner, batches, self._schema, packed=True))
+            self.frames.append(self._files.write(self._owner, batches, self._schema))
 
     def batches(self) -> Iterable[pa.RecordBatch]:
         """All rows that are kept, oldest first, checked against their checksums."""

@@ -21,7 +21,7 @@ from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
 from dataflow.state.layout import Layout, check_is_free, check_topic_name, make_durable_dirs
 from dataflow.state.log.reader import TopicReader, fit
-from dataflow.state.log.recovery import recover_partition
+from dataflow.state.log.recovery import Listing, recover_partition
 from dataflow.state.log.segment import IndexEntry, Partition
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.records import CommitRequest, EpochRecord, PipelineState, TopicInfo
@@ -69,8 +69,17 @@ class Store:
         """SQLite's own counter leaves these out."""
         self._failure: BaseException | None = None
         """What made a commit uncertain; after it there are no more."""
-        if not self.exists:
+        self._check_is_free()
+
+    def _check_is_free(self) -> None:
+        """Raise unless a store is here, or can be made."""
+        if self.exists:
+            return
+        try:
             check_is_free(self.system.disk, self._layout)
+        except StoreError:
+            if not self.exists:  # else another process has made it meanwhile
+                raise
 
     @property
     def exists(self) -> bool:
@@ -154,7 +163,8 @@ class Store:
 
     def pipeline(self, name: str) -> PipelineState | None:
         """The last committed epoch of a pipeline, or None when it never committed one."""
-        return self._catalog().pipeline(name) if self.exists else None
+        catalog = self._catalog_if_made()
+        return None if catalog is None else catalog.pipeline(name)
 
     def frames(self, state: PipelineState | None, name: str) -> FrameFiles:
         """What a pipeline keeps beside the catalog. For the one that holds its lock."""
@@ -215,43 +225,50 @@ class Store:
 
     def lock_pipeline(self, name: str) -> Lock:
         """Take the lock of a pipeline's name for as long as it runs; refused with the holder's name."""
-        self._catalog(create=True).settle()
+        catalog = self._catalog(create=True)
         with self._told_errors(f"the lock of pipeline `{name}`"):
             make_durable_dirs(self.system.disk, self._layout.locks, until=self._layout.root)
-            return self.system.disk.lock(self._layout.pipeline_lock(name), f"pipeline `{name}`")
+            lock = self.system.disk.lock(self._layout.pipeline_lock(name), f"pipeline `{name}`")
+        try:
+            catalog.settle()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
 
     # ── inside ──
 
     def _catalog(self, *, create: bool = False) -> Catalog:
-        if self._opened is not None:
-            return self._opened
-        with self._open_mutex:
-            if self._opened is None:
-                catalog = self._open_catalog(create)
-                self._reader = TopicReader(self.system, self._layout.root, catalog.store_id)
-                self._opened = catalog
-            return self._opened
-
-    def _open_catalog(self, create: bool) -> Catalog:
-        from dataflow.state.catalog import Catalog, UnfinishedCatalogError
-
-        try:
-            if self.exists:
-                return Catalog(self.system, self._layout)
-        except UnfinishedCatalogError:
-            pass
-        if not create:
+        catalog = self._catalog_if_made()
+        if catalog is None and create:
+            self._create()
+            catalog = self._catalog_if_made()
+        if catalog is None:
             raise StoreError(
                 f"there is no store at {self.path}",
                 help="did the pipeline run, and with this store? the path is relative to the working directory",
             )
-        self._create()
-        return Catalog(self.system, self._layout)
+        return catalog
+
+    def _catalog_if_made(self) -> Catalog | None:
+        """The open catalog; None while there is none, or its making has not come to its end."""
+        from dataflow.state.catalog import Catalog, UnfinishedCatalogError
+
+        if self._opened is not None:
+            return self._opened
+        with self._open_mutex:
+            if self._opened is None and self.exists:
+                try:
+                    self._opened = Catalog(self.system, self._layout)
+                except UnfinishedCatalogError:
+                    return None
+                self._reader = TopicReader(self.system, self._layout.root, self._opened.store_id)
+            return self._opened
 
     def _create(self) -> None:
         from dataflow.state.catalog import create_catalog
 
-        check_is_free(self.system.disk, self._layout)
+        self._check_is_free()
         with self._told_errors("its catalog"):
             make_durable_dirs(self.system.disk, self._layout.root)
             with self._creation_lock():
@@ -312,10 +329,18 @@ class Store:
             check_succeeds(topic, latest, schema)
             if latest is not None and set(latest.names) == set(schema.names):
                 schema = latest  # the same columns in another order: the topic's order stands
-            rows = catalog.partitions(topic).get(number)
             partition = Partition(self.system, catalog.store_id, topic, number, directory)
+
+            def listing() -> Listing:
+                return catalog.segments(topic, number), catalog.partitions(topic).get(number) or 0
+
+            def settled() -> Listing:
+                catalog.settle()
+                return listing()
+
             with self._told_errors(f"topic `{topic}`"):
-                recover_partition(partition, catalog.segments(topic, number), rows or 0)
+                recover_partition(partition, *listing(), settled)
+            rows = catalog.partitions(topic).get(number)
         except BaseException:
             lock.release()
             raise

@@ -165,6 +165,12 @@ class StoreCommitter:
 
     # ── epochs ──
 
+    def stage(self, acks: Sequence[TaskAck]) -> None:
+        """Write what these tasks keep, durably: while the sinks still prepare."""
+        if self._files is not None:
+            self._written(acks)
+            self._files.sync()
+
     def commit(self, commit: Commit) -> None:
         """Make the epoch durable; raises when the store cannot, and then nothing of it is visible.
 

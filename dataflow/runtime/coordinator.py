@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from dataflow.message import Barrier
 from dataflow.runtime.epoch import Commit, Committer, TaskAck
 from dataflow.runtime.job import Job
+from dataflow.runtime.task import Task
 from dataflow.system import Mutex, System
 
 STOP_SECONDS_MAX = 4.5
@@ -26,8 +27,12 @@ WAIT_SECONDS = 0.1
 
 @dataclass(slots=True)
 class EpochCosts:
-    """What epochs cost a run, in seconds: `snapshot` is the longest that any task was kept from its work in each epoch,
-    `stall` the longest that one waited with some inputs blocked, `commit` how long the store took."""
+    """What epochs cost a run, in seconds.
+
+    `snapshot` is the longest that any task was kept from its work in each epoch, `stall` the longest that a worker had
+    nothing to do although rows waited for it (behind a barrier, or for a sink to commit), `commit` how long the thread
+    of `run` took to write and to commit.
+    """
 
     snapshot: float = 0.0
     stall: float = 0.0
@@ -40,6 +45,7 @@ class _Round:
 
     barrier: Barrier
     acks: dict[int, TaskAck] = field(default_factory=dict)
+    is_staged: bool = False
 
 
 class Coordinator:
@@ -62,6 +68,9 @@ class Coordinator:
         self._round: _Round | None = None
         self._ended: dict[int, TaskAck] = {}
         self._committed_ends: set[int] = set()
+        self._tasks: dict[int, Task] = {}
+        self._keepers: set[int] = set()
+        """All tasks but the sinks', which are the last to hear of an epoch."""
         self._epoch = first_epoch
         self._due = self._leave_at = 0.0
         self.epochs = 0
@@ -77,12 +86,21 @@ class Coordinator:
         with self._lock:
             assert self._round is not None and self._round.barrier.epoch == epoch, epoch
             self._round.acks[id(task)] = ack
-        self._changed.set()
+            is_news = self._is_news()
+        if is_news:
+            self._changed.set()
 
     def ended(self, task: object, ack: TaskAck) -> None:
         with self._lock:
             self._ended[id(task)] = ack
-        self._changed.set()
+            is_news = self._is_news()
+        if is_news:
+            self._changed.set()
+
+    def _is_news(self) -> bool:
+        """Whether there is something to do: waking the thread of `run` costs the workers time."""
+        acks = self._ended if self._round is None else self._ended | self._round.acks
+        return self._tasks.keys() == acks.keys() or self._keepers <= acks.keys()
 
     def epoch_wanted(self) -> None:
         """Begin the next epoch soon: much waits for it."""
@@ -103,15 +121,17 @@ class Coordinator:
     def run(self, job: Job) -> None:
         """Until the job is over."""
         clock = self.system.clock
-        self.begin()
+        self.begin(job)
         while not job.over and not self.gave_up:
             self._changed.clear()
             self.turn(job)
             if not job.over:
                 self._changed.wait(min(WAIT_SECONDS, max(self._due - clock.monotonic(), 0.001)))
 
-    def begin(self) -> None:
-        """The clock of the epochs starts."""
+    def begin(self, job: Job) -> None:
+        """The clock of the epochs starts. Before the job does."""
+        self._tasks = {id(task): task for task in job.tasks}
+        self._keepers = self._tasks.keys() - {id(sink) for sink in job.sinks}
         self._due = self.system.clock.monotonic() + self.interval_seconds
         self._leave_at = 0.0
 
@@ -138,35 +158,42 @@ class Coordinator:
         job.begin_epoch(barrier)
 
     def _commit_if_complete(self, job: Job) -> None:
-        """Commit when every task has acked the epoch or has ended."""
+        """Commit when every task has acked the epoch or has ended; what steps keep is written before the sinks have."""
         with self._lock:
-            round_acks = self._round.acks if self._round is not None else {}
+            acked = self._round
+            round_acks = dict(acked.acks) if acked is not None else {}
             acks = self._ended | round_acks
             # A task that has ended since its barrier has two acks: this epoch is that of the first one.
             fresh_ends = self._ended.keys() - self._committed_ends - round_acks.keys()
-            all_ended = len(self._ended) == len(job.tasks)
-            if len(acks) < len(job.tasks) or not (round_acks or fresh_ends) or not (self._round or all_ended):
-                return
-            self._round = None
-        fresh = round_acks.keys() | fresh_ends
+            all_ended = len(self._ended) == len(self._tasks)
+        if acked is not None and not acked.is_staged and self._keepers <= acks.keys():
+            acked.is_staged = True
+            self._timed(lambda: self.committer.stage([acks[key] for key in self._keepers]))
+        if len(acks) < len(self._tasks) or not (round_acks or fresh_ends) or not (acked or all_ended):
+            return
+        self._round = None
         self._committed_ends |= fresh_ends
-        finished = all_ended and not self.stopped and not round_acks
-        began = self.system.clock.monotonic()
-        self.committer.commit(
-            Commit(
-                self._epoch,
-                [acks[id(task)] for task in job.tasks],
-                [acks[id(task)] for task in job.tasks if id(task) in fresh],
-                job.positions(ended=not round_acks and not self.stopped),
-                finished,
-            )
+        self._commit(job, acks, round_acks.keys() | fresh_ends, ended=not round_acks and not self.stopped)
+
+    def _commit(self, job: Job, acks: dict[int, TaskAck], fresh: set[int], *, ended: bool) -> None:
+        """Make the epoch durable, and let the sinks that take part in it make it visible."""
+        commit = Commit(
+            self._epoch,
+            [acks[key] for key in self._tasks],
+            [acks[key] for key in self._tasks if key in fresh],
+            job.positions(ended=ended),
+            finished=ended and len(self._ended) == len(self._tasks),
         )
-        self.costs.commit += self.system.clock.monotonic() - began
+        self._timed(lambda: self.committer.commit(commit))
         self.costs.snapshot += max(ack.seconds for ack in acks.values())
-        self.costs.stall += max(ack.stalled for ack in acks.values())
         self._epoch += 1
         self.epochs += 1
         for sink in job.sinks:
             if id(sink) in fresh:
                 sink.commit()
         job.wake()
+
+    def _timed(self, write: Callable[[], None]) -> None:
+        began = self.system.clock.monotonic()
+        write()
+        self.costs.commit += self.system.clock.monotonic() - began

@@ -170,7 +170,7 @@ class Dispenser:
                 self._given[task] = self._barrier.epoch
                 return self._barrier
             if self._barrier.stop:
-                return End(flush=False)
+                return End(flush=False, at_head=self.at_head)
             for _ in range(len(self._turns)):
                 if self._turns and (found := self._take_from(self._turns[self._next])) is not None:
                     return found

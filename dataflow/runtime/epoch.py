@@ -27,8 +27,6 @@ class TaskAck:
     """The frames of rows that the sink keeps in the store."""
     seconds: float = 0.0
     """How long the task was kept from its work for this epoch."""
-    stalled: float = 0.0
-    """How long some of its inputs were blocked, since the barrier had not come on the others."""
 
 
 class Acks(Protocol):
@@ -54,6 +52,10 @@ class Commit:
 
 class Committer(Protocol):
     """Where epochs become durable: the store, or nowhere."""
+
+    def stage(self, acks: Sequence[TaskAck]) -> None:
+        """Write what these tasks keep; the commit that follows makes it count."""
+        ...
 
     def commit(self, commit: Commit) -> None: ...
 

@@ -43,7 +43,12 @@ class StatelessInput:
     state_name: str | None = None
 
     @property
-    def is_aligning(self) -> bool:
+    def holds_up(self) -> bool:
+        return False
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether something could be taken."""
         return False
 
     def snapshot(self) -> Snapshot:
@@ -201,7 +206,8 @@ class MergedInput(StatelessInput):
         self._ended[number] = message
         self._watermarks_us[number] = TIME_MAX_US
         if all(end is not None for end in self._ended):
-            return End(flush=all(end.flush for end in self._ended if end is not None))
+            ends = [end for end in self._ended if end is not None]
+            return End(all(end.flush for end in ends), all(end.flush or end.at_head for end in ends))
         barrier = next((one for one in self._blocked if one is not None), None)
         aligned = self._aligned(barrier) if barrier is not None else None
         return aligned if aligned is not None else (self._watermark() if message.flush else None)
@@ -214,8 +220,13 @@ class MergedInput(StatelessInput):
         return barrier
 
     @property
-    def is_aligning(self) -> bool:
-        return any(one is not None for one in self._blocked)
+    def holds_up(self) -> bool:
+        waiting = zip(self._blocked, self.channels, strict=True)
+        return any(barrier is not None and channel.peek() is not None for barrier, channel in waiting)
+
+    @property
+    def has_rows(self) -> bool:
+        return any(channel.peek() is not None for channel in self.channels)
 
     def _watermark(self) -> Watermark | None:
         least = min(self._watermarks_us)

@@ -116,7 +116,7 @@ class Job:
         return placed
 
     def _worker(self, name: str) -> Worker:
-        worker = Worker(name, self.system.scheduler.event(), self.fail)
+        worker = Worker(name, self.system.scheduler.event(), self.fail, self.system.clock)
         self.workers.append(worker)
         return worker
 

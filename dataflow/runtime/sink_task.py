@@ -53,13 +53,18 @@ class SinkTask(Task):
             return True
         return super().turn()
 
+    @property
+    def is_held_up(self) -> bool:
+        return self.input.holds_up or (self._waits_for_commit and self.input.has_rows)
+
     def on_barrier(self, barrier: Barrier) -> None:
         self.epoch = barrier.epoch
         self._prepare()
         self.acks.prepared(self, barrier.epoch, self.ack())
 
     def on_end(self, end: End) -> None:
-        if end.flush and (told := getattr(self.sink, "end", None)) is not None:
+        is_last = end.flush or (end.at_head and not self.parts.durable)  # nobody will go on with it
+        if is_last and (told := getattr(self.sink, "end", None)) is not None:
             told()
         self._prepare()
         self.acks.ended(self, self.ack())
@@ -88,10 +93,11 @@ class SinkTask(Task):
 
     def settle(self) -> None:
         """The run is over before this sink is: take its epoch back, unless the store has committed it. Then the sink
-        has to; perhaps again, if its commit has failed."""
+        has to; perhaps again, if its commit has failed. Where nobody may know whether the store has committed, what was
+        prepared stays: the next run finds out, and tells the sink (`recover`)."""
         if self._commit_now:
             self.sink.commit(self.handle)
-        else:
+        elif not (self._waits_for_commit and self.parts.durable):
             self.sink.abort(self.handle)
 
     def _unpark(self) -> bool:

@@ -27,8 +27,13 @@ class Input(Protocol):
     """The name under which its snapshot is kept; None where nothing of it outlives a run."""
 
     @property
-    def is_aligning(self) -> bool:
-        """Whether a barrier has come on some channels and not on all."""
+    def holds_up(self) -> bool:
+        """Whether rows wait behind a barrier that has not come on all channels."""
+        ...
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether something could be taken."""
         ...
 
     def poll(self) -> Message | PartitionEnd | None: ...
@@ -75,13 +80,15 @@ class Task:
         """Whether an edge may keep something that did not fit into its channel."""
         self._rows_taken = 0
         self._taken_at: float | None = None
-        self._stalled = 0.0
-        self._stalled_since: float | None = None
-        """When the task found nothing to read beside an input that waits at a barrier."""
 
     @property
     def ended(self) -> bool:
         return self.phase is TaskPhase.ENDED
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether rows wait for it that it may not take, because of an epoch."""
+        return self.input.holds_up
 
     def turn(self) -> bool:
         """Do some work; false when none can be done until a channel or another task moves."""
@@ -103,12 +110,7 @@ class Task:
             return moved
         message = self.input.poll()
         if message is None:
-            if self.input.is_aligning and self._stalled_since is None:
-                self._stalled_since = self.clock.monotonic()
             return moved
-        if self._stalled_since is not None:
-            self._stalled += self.clock.monotonic() - self._stalled_since
-            self._stalled_since = None
         self._handle(message)
         self._flushed()
         return True
@@ -167,9 +169,7 @@ class Task:
             for operator in self.parts.operators:
                 operator.on_barrier()
         ack = self.ack()
-        seconds = self.clock.monotonic() - began
-        self.acks.prepared(self, barrier.epoch, replace(ack, seconds=seconds, stalled=self._stalled))
-        self._stalled, self._stalled_since = 0.0, None
+        self.acks.prepared(self, barrier.epoch, replace(ack, seconds=self.clock.monotonic() - began))
 
     def _end(self, end: End) -> None:
         if end.flush:

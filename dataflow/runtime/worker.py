@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dataflow.runtime.task import Task
-from dataflow.system import Event
+from dataflow.system import Clock, Event
 
 IDLE_SECONDS = 0.005
 """A source without rows is asked again this often; everybody else is woken."""
@@ -18,19 +18,27 @@ IDLE_SECONDS = 0.005
 class Worker:
     """The tasks of one thread, receivers first: what is already made leaves before more is made."""
 
-    def __init__(self, name: str, wake: Event, failed: Callable[[Task, BaseException], None]) -> None:
-        self.name, self.wake, self._failed = name, wake, failed
+    def __init__(self, name: str, wake: Event, failed: Callable[[Task, BaseException], None], clock: Clock) -> None:
+        self.name, self.wake, self._failed, self._clock = name, wake, failed, clock
         self.tasks: Sequence[Task] = ()
         self.stopped = False
         self.left = False
         """Whether its thread is done: no task of it is inside of a call."""
+        self.stalled_seconds = 0.0
+        """How long it had nothing to do because of an epoch, although rows waited for it."""
 
     def run(self) -> None:
         """Until all tasks have ended or the job stops this worker."""
         while not self.stopped and not self.ended:
             self.wake.clear()
             if not self.round() and not self.stopped:
-                self.wake.wait(IDLE_SECONDS)
+                self._wait()
+
+    def _wait(self) -> None:
+        began = self._clock.monotonic() if any(task.is_held_up for task in self.tasks) else None
+        self.wake.wait(IDLE_SECONDS)
+        if began is not None:
+            self.stalled_seconds += self._clock.monotonic() - began
 
     @property
     def ended(self) -> bool:

@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -201,14 +202,15 @@ class RealDisk:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "boot": _boot_id(), "note": note}).encode(), 0)
         except OSError as error:
             holder = _holder_of(os.pread(descriptor, LOCK_BYTES_MAX, 0))
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise LockHeldError(os.fspath(path), {"note": note, **holder}, _describe(holder)) from None
+        with suppress(OSError):  # on a full disk nobody hears who holds it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "boot": _boot_id(), "note": note}).encode(), 0)
         return RealLock(descriptor)
 
     def vfs_name(self) -> str:

@@ -18,6 +18,7 @@ from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import QuickSystem, SeededDisk
 from dataflow.torture.workload import log_and_check
 
+VERIFIES_EACH = 8
 Trial = Callable[[Tally], None]
 
 
@@ -34,7 +35,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
     with scratch() as folder:
         disk = SeededDisk(seed)  # before any other use of SQLite: it draws its randomness once a process
         while reporter.goes_on(done):
-            workload, check = log_and_check(seed + number)
+            workload, check = log_and_check(seed + number, verifies_each=VERIFIES_EACH)
             for trial in image_trials(workload, check, QuickSystem(seed, disk), seed, folder, (lane, lanes)):
                 number += 1
                 if number > first and reporter.goes_on(done):

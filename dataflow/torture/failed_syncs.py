@@ -3,7 +3,8 @@
 After a failed fsync the kernel takes the pages for clean: the next fsync succeeds, reads show the bytes, and once the
 cache is dropped they are gone. So here: the k-th fsync (of a file, of a directory, by SQLite) fails, whoever works
 goes on as far as the store lets them, and then what that fsync covered is taken away unless it was written anew. What
-was acknowledged must still be there.
+was acknowledged must still be there. (Names in a directory are the file system's own journal's: of those a later sync
+that succeeds is believed.)
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class FailedSync:
         if self._is_failed(change.path) and change.path.endswith(".arrow") and self.lost:
             self.repeated = True  # SQLite may: it writes what its log holds into the database first
         if self.syncs != self.fails_at:
+            if self._is_failed(change.path):
+                self.lost_names = set()
             return None
         self.failed, self.lost, self.lost_names = change, unsynced, fresh
         return Refusal(errno.EIO)

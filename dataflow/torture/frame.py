@@ -193,11 +193,25 @@ class Row:
         return result
 
 
+_scratch_parents: list[Path] = []
+"""Where `scratch` makes its directories; the last one counts."""
+
+
+@contextmanager
+def scratch_below(parent: Path) -> Iterator[None]:
+    """Have `scratch` make its directories in one that somebody else clears, who outlives this process."""
+    _scratch_parents.append(parent)
+    try:
+        yield
+    finally:
+        _scratch_parents.pop()
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A directory for stores that are thrown away: in memory where there is room, since the faults are ours to make."""
     in_memory = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
     has_room = in_memory and shutil.disk_usage(SHARED_MEMORY).free >= SCRATCH_BYTES_MIN
-    parent = SHARED_MEMORY if has_room else None
+    parent = _scratch_parents[-1] if _scratch_parents else SHARED_MEMORY if has_room else None
     with tempfile.TemporaryDirectory(prefix="dataflow-torture-", dir=parent, ignore_cleanup_errors=True) as path:
         yield Path(path)

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dataflow.system import RealSystem
-from dataflow.torture.frame import Budget, Plan, Tally
+from dataflow.torture.frame import Budget, Plan, Tally, scratch, scratch_below
 
 MESSAGE_BYTES_MAX = 1 << 17
 SILENCE_SECONDS_MAX = 60.0
@@ -227,8 +228,8 @@ def run_lanes(plan: Plan, budget: Budget, function: str, **arguments: object) ->
 
     A process that dies of a signal, or falls silent, is counted; another one goes on behind the trial that did it.
     """
-    with WarmParent() as warm, ThreadPoolExecutor(plan.lanes) as threads:
-        lanes = [_Lane(warm, plan, budget, function, number, arguments) for number in range(plan.lanes)]
+    with scratch() as folder, WarmParent() as warm, ThreadPoolExecutor(plan.lanes) as threads:
+        lanes = [_Lane(warm, folder, plan, budget, function, number, arguments) for number in range(plan.lanes)]
         total = Tally()
         for tally in threads.map(_Lane.run, lanes):
             total.add(tally)
@@ -239,11 +240,19 @@ class _Lane:
     """One lane's share of the trials, by one process after another."""
 
     def __init__(
-        self, warm: WarmParent, plan: Plan, budget: Budget, function: str, number: int, arguments: dict[str, object]
+        self,
+        warm: WarmParent,
+        folder: Path,
+        plan: Plan,
+        budget: Budget,
+        function: str,
+        number: int,
+        arguments: dict[str, object],
     ) -> None:
         self._warm, self._plan = warm, plan
         self._request = {
             "function": function,
+            "folder": str(folder),
             "mutant": plan.mutant,
             "trials": -(-budget.trials // plan.lanes),
             "deadline": budget.deadline,
@@ -295,6 +304,7 @@ def lane(
     channel: Channel,
     *,
     function: str,
+    folder: str,
     mutant: str | None,
     trials: int,
     deadline: float | None,
@@ -306,6 +316,6 @@ def lane(
 
     module, _, name = function.partition(":")
     reporter = Reporter(channel, trials, deadline, stop_at)
-    with planted(mutant):
+    with planted(mutant), scratch_below(Path(folder)):
         getattr(import_module(module), name)(reporter, **keywords)
     channel.send({"ended": True})

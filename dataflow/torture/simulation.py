@@ -1,10 +1,10 @@
 """Row 14: whole pipelines on a simulated machine: random graphs, random faults, and the same answer as without them.
 
-One thread, a clock that only moves when somebody waits, a disk in memory: all order comes from the seed, so a failure is
-a number, and the same number fails again (`dataflow torture --row 14 --seed S --trials 1`). A trial builds a pipeline by
-lot, runs it once undisturbed, then with kills, power cuts, failing syncs, full disks and readers that break off, each at
-a moment drawn by lot, until it has come to its end in spite of them. What came out must be what the first run gave; and
-the first run of a trial is done twice, which must give one and the same trace.
+One thread, a clock that only moves when somebody waits, a disk in memory: all order comes from the seed, so a failure
+is a number, and the same number fails again (`dataflow torture --row 14 --seed S --trials 1`). A trial builds a
+pipeline by lot, runs it undisturbed, then with kills, power cuts, failing syncs, full disks and readers that break off,
+each at a moment drawn by lot, until it has come to its end in spite of them. What came out must be what the first run
+gave; and the undisturbed run is made twice, which must give one and the same trace.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import errno
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 
+import apsw
 import pyarrow as pa
 
 import dataflow as flow
@@ -28,7 +29,7 @@ from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, Refusal, closing_quietly
 
-STORE = "/home/store"
+STORE, FILES, TABLE = "/home/store", "/home/files", "/home/table.sqlite"
 NAME = "simulated"
 FAULTS_MAX = 4
 RUNS_MAX = 12
@@ -119,13 +120,20 @@ def _leave(system: SimulatedSystem, fault: Fault) -> None:
 
 
 def content(system: SimulatedSystem) -> Content:
-    """All rows of all topics; where several partitions of a source interleave by chance, in the order of their text."""
+    """All rows of all topics, files and tables; where partitions interleave by chance, in the order of their text."""
     with Store(STORE, system) as store:
         found = {}
         for info in store.topics():
             table = store.read(info.name)
             rows = [tuple(row.values()) for row in table.to_pylist()]
             found[info.name] = rows if info.name == "windows" else sorted(rows, key=repr)
+    disk = system.disk
+    if disk.exists(FILES):
+        parts = [disk.read_bytes(path).decode().splitlines()[1:] for path in disk.glob(f"{FILES}/*.csv")]
+        found["(files)"] = sorted((line,) for part in parts for line in part)
+    if disk.exists(TABLE):
+        with closing(apsw.Connection(TABLE, vfs=disk.vfs_name())) as connection:
+            found["(table)"] = sorted(connection.execute("SELECT * FROM windows"), key=repr)
     return found
 
 
@@ -236,6 +244,7 @@ class Job:
         self.filters = chance.random() < 0.5
         self.keeps_late = chance.random() < 0.5
         self.copies_rows = chance.random() < 0.5
+        self.writes_files, self.writes_table = chance.random() < 0.4, chance.random() < 0.3
 
     @property
     def rows_total(self) -> int:
@@ -258,6 +267,10 @@ class Job:
         if self.then is not None:
             made = self.then(made.derive(key=col.n, name=flow.lit("x"), value=flow.lit(1.5)))
         sinks.append(made.write_topic("windows"))
+        if self.writes_files:
+            sinks.append(made.write_csv(f"{FILES}/", roll="2KB"))
+        if self.writes_table:
+            sinks.append(made.write_sqlite(TABLE, "windows"))
         return flow.Pipeline(NAME, *sinks)
 
 
@@ -271,7 +284,9 @@ def _window(chance: random.Random) -> Callable[[flow.Stream], flow.Stream]:
         more = {"half": col.value.quantile(0.5, exact=True)} if exact else {"total": col.value.sum()}
         if ordered:
             more |= {"first": col.value.first(), "best": col.key.max_by(col.value)}
-        return rows.window(flow.tumbling(size), by=by, lateness=lateness).agg(n=count(), least=col.value.min(), **more)
+        return rows.window(flow.tumbling(size), by=by, lateness=lateness).agg(
+            count().alias("n"), col.value.min().alias("least"), *(one.alias(name) for name, one in more.items())
+        )
 
     return windowed
 

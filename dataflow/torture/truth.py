@@ -30,6 +30,7 @@ from dataflow.torture.frame import Tally
 PIPELINE = "torture"
 LANES = {"epochs": ("a", "b"), "appends": ("c",)}
 """The topics that one commit of a lane writes."""
+CORRUPT = "DF0603"
 STEP = "totals"
 """The step whose state is in the frames: the rows that a topic of this name would have."""
 OWNER = f"state {STEP}"
@@ -208,15 +209,21 @@ def small_segments(bytes_max: int) -> Iterator[None]:
 
 
 def judge(
-    store: Store, seed: int, marks: Marks, tally: Tally, where: str, *, verifies: bool = True
+    store: Store, seed: int, marks: Marks, tally: Tally, where: str, *, verifies: bool = True, is_broken: bool = False
 ) -> dict[str, int] | None:
-    """Compare a store with what it must hold; return the last commit of each lane, None if it cannot be read."""
+    """Compare a store with what it must hold; return the last commit of each lane, None if it cannot be read.
+
+    While the disk is broken, reading may be refused, with an error that does not speak of damage.
+    """
     try:
         found, epochs = _read(store)
     except DataflowError as error:
         if not any(marks.acked.values()):
             return dict.fromkeys(LANES, 0)  # making it was cut off: whether it can be made anew, going on will tell
-        tally.find("lost", f"{where}: cannot be read: {error.message}")
+        if is_broken and error.code != CORRUPT:
+            tally.count("reading was refused meanwhile")
+        else:
+            tally.find("lost", f"{where}: cannot be read: {error.message}")
         return None
     except Exception as error:  # noqa: BLE001 (anything without a code is a finding)
         tally.find("wrong", f"{where}: reading failed without a code: {error!r}", group="reading")
@@ -291,7 +298,7 @@ def values_of(table: pa.Table) -> list[Value]:
     return list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
 
 
-def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str) -> None:
+def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: str, *, verifies: bool = True) -> None:
     """Judge a store, write the next commit of each lane into it, and judge again."""
     # A log of SQLite that was torn when it began is no damage, and goes with the next commit: the verifier comes then.
     durable = judge(store, seed, marks, tally, where, verifies=False)
@@ -307,4 +314,4 @@ def judge_and_go_on(store: Store, seed: int, marks: Marks, tally: Tally, where: 
     except Exception as error:  # noqa: BLE001 (whatever it is: the store did not go on)
         tally.find("wrong", f"{where}: it does not go on: {error!r}")
         return
-    judge(store, seed, after, tally, f"{where}, then two commits more")
+    judge(store, seed, after, tally, f"{where}, then two commits more", verifies=verifies)

@@ -8,6 +8,7 @@ writer, and the catalog's own log is folded into the catalog when the store is c
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from dataflow.errors import DataflowError
@@ -52,9 +53,12 @@ def log_workload(system: System, root: Path, seed: int, note: Note) -> None:
             author.close()
 
 
-def log_and_check(seed: int) -> tuple[Workload, Check]:
-    """The workload of the log, and what must hold wherever it was cut off."""
-    checking = QuickSystem(seed)
+def log_and_check(seed: int, *, verifies_each: int = 1) -> tuple[Workload, Check]:
+    """The workload of the log, and what must hold wherever it was cut off.
+
+    The verifier, which takes as long as the rest, comes to one of so many checks.
+    """
+    checking, checks = QuickSystem(seed), count()
 
     def workload(system: System, root: Path, acks: Acks) -> None:
         log_workload(system, root, seed, lambda kind, lane, commit: acks.note((kind, lane, commit)))
@@ -64,7 +68,7 @@ def log_and_check(seed: int) -> tuple[Workload, Check]:
         store = opened(root, checking, marks, tally, where)
         if store is not None:
             with store:
-                judge_and_go_on(store, seed, marks, tally, where)
+                judge_and_go_on(store, seed, marks, tally, where, verifies=next(checks) % verifies_each == 0)
 
     return workload, check
 
@@ -142,7 +146,9 @@ class StubbornRun:
         reading = opened(self._root, self._system, self.marks, self._tally, self._where)
         if reading is not None:
             with reading:
-                durable = judge(reading, self._seed, self.marks, self._tally, f"{self._where}, after an error")
+                durable = judge(
+                    reading, self._seed, self.marks, self._tally, f"{self._where}, after an error", is_broken=True
+                )
             for lane, commit in (durable or {}).items():
                 self.marks("acked", lane, commit)
 

@@ -32,6 +32,7 @@ from dataflow.operators.sinks.parts import (
     publish,
     remove_hidden,
 )
+from dataflow.operators.sinks.text import check_times
 from dataflow.schema import is_text_type, type_name
 from dataflow.state.layout import make_durable_dirs
 
@@ -295,6 +296,8 @@ class FileSink:
         if self._finished is not None:
             self._begin_again()
         self.target.format.check_rows(batch, self.target.path)
+        if self.target.partition_by:
+            check_times(batch.select(list(self.target.partition_by)), self.target.path)
         self._limit.check(batch)
         if self._oldest_at is None and batch.num_rows:
             self._oldest_at = self._clock.monotonic()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from dataflow.operators.base import SinkContext
 from dataflow.operators.sinks.staged import StagedEpoch, StagedSink
 from dataflow.state.layout import check_topic_name
-from dataflow.system import FilePath
+from dataflow.system import FilePath, Lock
 
 if TYPE_CHECKING:
     from dataflow.state.log.writer import Pending
@@ -83,11 +83,14 @@ class OtherStoreSink(StagedSink):
         super().__init__(context, context.staging)
         self.topic, self.store, self._closes = topic, store, closes
         self.writer = store.writer(topic, context.schema)
+        self._lock: Lock | None = None
+        """Of the name under which the other store keeps the epochs."""
 
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
         from dataflow.state.records import EpochRecord
 
         name = f"{self.context.pipeline}/{self.context.name}/{epoch.history}"
+        self._lock = self._lock or self.store.lock_pipeline(name)
         known = self.store.pipeline(name)
         if known is not None and known.epoch >= epoch.epoch:
             return
@@ -113,6 +116,8 @@ class OtherStoreSink(StagedSink):
     def close(self) -> None:
         super().close()
         self.writer.close()
+        if self._lock is not None:
+            self._lock.release()
         if self._closes:
             self.store.close()
 

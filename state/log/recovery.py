@@ -8,7 +8,7 @@ one fails nothing has been changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dataflow.state.log.segment import SEGMENT_NAME, CorruptSegmentError, Partition, SegmentInfo
@@ -22,11 +22,17 @@ class Recovery:
     removed: tuple[str, ...]
 
 
-def recover_partition(partition: Partition, listed: Sequence[SegmentInfo], next_offset: int) -> Recovery:
-    """Check the listed segments, then cut whatever lies beyond what the catalog lists."""
+def recover_partition(
+    partition: Partition, listed: Sequence[SegmentInfo], next_offset: int, settle: Callable[[], Listing] | None = None
+) -> Recovery:
+    """Check the listed segments, then cut whatever lies beyond what the catalog lists.
+
+    Before anything is cut, `settle` makes sure that the catalog will not list it after all, and lists once more.
+    """
     disk, torn_bytes = partition.system.disk, 0
-    tails = _tails(partition, listed)
-    removed = _never_published(partition, listed, next_offset)
+    tails, removed = _beyond(partition, listed, next_offset)
+    if (tails or removed) and settle is not None:
+        tails, removed = _beyond(partition, *settle())
     for path, published_bytes, size in tails:
         disk.truncate(path, published_bytes)
         torn_bytes += size - published_bytes
@@ -35,6 +41,17 @@ def recover_partition(partition: Partition, listed: Sequence[SegmentInfo], next_
         torn_bytes += disk.size(path)
         disk.remove(path)
     return Recovery(torn_bytes, tuple(removed))
+
+
+Listing = tuple[Sequence[SegmentInfo], int]
+"""A partition's segments, and its next offset."""
+
+
+def _beyond(
+    partition: Partition, listed: Sequence[SegmentInfo], next_offset: int
+) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """The torn tails, and the files that were never published."""
+    return _tails(partition, listed), _never_published(partition, listed, next_offset)
 
 
 def _tails(partition: Partition, listed: Sequence[SegmentInfo]) -> list[tuple[str, int, int]]:

@@ -61,8 +61,8 @@ def test_damaged_bytes_of_every_kind_of_file_are_noticed() -> None:
 
 
 KNOWN = {
-    6: "the sync of a new directory's parent is not done again after it failed; errors of the disk come without a code",
-    7: "errors of a full disk come without a code, and nobody can open the store for reading where its log is gone",
+    6: "rows of a commit that failed at its last step are cut off, and the commit can still come back",
+    7: "a lock file that cannot be written on a full disk is told without a code",
     13: "of two processes that make one store, one may be told that its index is gone",
 }
 """What is not solved yet, by row."""

@@ -8,12 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import dataflow as flow
 from dataflow.errors import DataflowError, NameNotFoundError, PlanError
 from dataflow.operators.base import Idle, ReadRequest, Sink, SinkContext
 from dataflow.operators.sinks.topic import topic_sink
 from dataflow.operators.sources.topic import TopicSource
 from dataflow.state.log.writer import Pending
 from dataflow.state.store import Store
+from dataflow.state.verify import verify
 from dataflow.system import LockHeldError, RealSystem
 
 SCHEMA = pa.schema({"n": pa.int64(), "word": pa.string()})
@@ -170,6 +172,16 @@ def test_rows_for_another_store_are_published_by_the_sink_once(store: Store, tmp
         sink.close()
         with Store(path) as other:
             assert other.read("out")["n"].to_pylist() == [0, 1]
+
+
+def test_a_store_that_another_pipeline_wrote_into_is_as_it_should_be(store: Store, tmp_path: Path) -> None:
+    for number in range(2):
+        rows = flow.from_arrow(pa.table({"n": [1, 2]}), name="rows")
+        flow.Pipeline("p", rows.write_topic("out", store=tmp_path / "other")).run(store=tmp_path / f"run{number}")
+    with Store(tmp_path / "other") as other:
+        assert other.read("out")["n"].to_pylist() == [1, 2, 1, 2]
+    report = verify(tmp_path / "other")
+    assert not report.findings
 
 
 def test_abort_takes_back_what_was_prepared_and_what_was_not(store: Store) -> None:

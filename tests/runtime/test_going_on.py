@@ -249,3 +249,9 @@ def test_a_followed_topic_gives_what_is_appended_later(tmp_path: Path) -> None:
     followed = flow.read_topic("in", store=store, follow=True)
     copied = flow.Pipeline("copy", followed.write_topic("out")).run(store=store, until="head")
     assert (copied.rows_in, store.read("out").num_rows) == (3, 3)
+
+
+def test_until_head_without_a_store_writes_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    flow.Pipeline("job", flow.from_rows([{"n": 1}, {"n": 2}]).write_csv(path)).run(until="head")
+    assert path.read_text().split() == ["n", "1", "2"]

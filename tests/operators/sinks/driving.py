@@ -7,7 +7,6 @@ is one process: it goes on from there, and dies before the step whose number it 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from dataflow.operators.base import Sink, SinkContext
 from dataflow.state.frames import Frame, FrameFiles, Staging
-from dataflow.system import Content, FilePath, SimulatedSystem
+from dataflow.system import SimulatedSystem
 from dataflow.system.simulated import SimulatedDisk, SimulatedFile
 
 HOME = "/home/me"
@@ -43,71 +42,23 @@ class DyingDisk(SimulatedDisk):
         super().__init__(system)
         self._machine, self._left = system, dies_at
 
-    def count(self) -> None:
+    def _changes(self, kind: str, path: str) -> None:
         if self._left == 0:
             self._left = None
             self.corpse = kill(self._machine)
             raise Death
         if self._left is not None:
             self._left -= 1
-
-    def file(self, path: FilePath, *, make: bool = False) -> SimulatedFile:
-        if make and not self.exists(path) and self.is_dir(os.path.dirname(os.path.abspath(path))):
-            self.count()
-            self._entries[os.path.abspath(path)] = DyingFile(self)
-        return super().file(path, make=make)
-
-    def rename(self, old: FilePath, new: FilePath) -> None:
-        self.count()
-        super().rename(old, new)
-
-    def remove(self, path: FilePath) -> None:
-        self.count()
-        super().remove(path)
-
-    def make_dirs(self, path: FilePath, *, mode: int = 0o777) -> None:
-        self.count()
-        super().make_dirs(path, mode=mode)
-
-    def sync_dir(self, path: FilePath) -> None:
-        self.count()
-        super().sync_dir(path)
-
-
-class DyingFile(SimulatedFile):
-    """A file of such a disk."""
-
-    def __init__(self, disk: DyingDisk) -> None:
-        super().__init__()
-        self._disk = disk
-
-    def write(self, data: Content, position: int) -> None:
-        self._disk.count()
-        super().write(data, position)
-
-    def truncate(self, size: int) -> None:
-        self._disk.count()
-        super().truncate(size)
-
-    def sync(self) -> None:
-        self._disk.count()
-        super().sync()
+        super()._changes(kind, path)
 
 
 def dying(system: SimulatedSystem, dies_at: int | None) -> SimulatedSystem:
-    """The machine, with a disk that dies."""
+    """The machine, which has no files yet, with a disk that dies."""
     made = kill(system)
+    assert not _files(made.disk)
     disk = DyingDisk(made, dies_at)
-    copies = {id(file): _dying_copy(file, disk) for file in _files(made.disk)}
-    disk._entries = {path: file and copies[id(file)] for path, file in made.disk._entries.items()}
-    disk._durable = {path: file and copies[id(file)] for path, file in made.disk._durable.items()}
+    disk._entries, disk._durable = made.disk._entries, made.disk._durable
     made.disk = disk
-    return made
-
-
-def _dying_copy(file: SimulatedFile, disk: DyingDisk) -> SimulatedFile:
-    made = DyingFile(disk)
-    made.content, made.durable = bytearray(file.content), file.durable
     return made
 
 

@@ -23,6 +23,7 @@ from dataflow.errors import ConnectorError, DataflowError, PlanError, ProgramErr
 from dataflow.operators.base import SinkContext
 from dataflow.operators.sinks import parts
 from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
+from dataflow.operators.sinks.parts import PartNames
 from dataflow.system import RealSystem, SimulatedSystem
 from tests.operators.sinks.driving import HOME, SCHEMA, Pipeline, rows
 
@@ -253,6 +254,23 @@ def test_parts_of_a_size() -> None:
     sizes = [system.disk.size(f"{HOME}/out/{name}") for name in parts_of(system)]
     assert len(sizes) == 10
     assert all(100 <= size < 300 for size in sizes)
+
+
+def test_recovery_removes_the_hidden_files_of_its_own_sink_only() -> None:
+    target = FileTarget(path=f"{HOME}/out/", format=FORMATS["csv"], schema=SCHEMA, bounded=True, mode="append")
+    pipeline = Pipeline(lambda context: FileSink(target, context), [[rows(1)]])
+    disk = pipeline.system.disk
+    disk.make_dirs(f"{HOME}/out")
+    own = PartNames.of("my pipe", "sink", "earlier", "csv", None)
+    foreign = [
+        PartNames.of("my pipe", "other", "earlier", "csv", None).hidden(1),
+        PartNames.of("my", "sink", "earlier", "csv", None).hidden(1),
+        ".mine.csv.inprogress",
+    ]
+    for name in (own.hidden(1), own.hidden(12), *foreign):
+        disk.write_bytes(f"{HOME}/out/{name}", b"")
+    pipeline.life()
+    assert [name for name in disk.list_dir(f"{HOME}/out") if name.startswith(".")] == sorted(foreign)
 
 
 # ── modes ──
