@@ -89,9 +89,9 @@ class Catalog:
         self._mutex = system.scheduler.mutex()
         self._connection = _connect(system, layout.catalog)
         try:
-            if _is_unfinished(self._connection):
-                raise UnfinishedCatalogError(layout.root)
             with _told(layout.catalog):
+                if _is_unfinished(self._connection):
+                    raise UnfinishedCatalogError(layout.root)
                 self._check_version()
                 self.store_id = self._read_store_id()
         except BaseException:

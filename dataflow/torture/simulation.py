@@ -60,7 +60,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
 def try_once(seed: int, tally: Tally) -> None:
     """One trial: a pipeline, with and without faults."""
     where = f"seed {seed}"
-    with closing_quietly(), _silent():
+    with closing_quietly(), silent():
         job = Job(random.Random(seed))
         trace, expected = undisturbed(job, seed)
         if undisturbed(job, seed) != (trace, expected):
@@ -344,7 +344,7 @@ class _Reader:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Runs tell of late rows and restarts; here nobody reads it. What fails behind a kill is no news either."""
     usual, hook = sys.stderr, sys.unraisablehook
     sys.stderr, sys.unraisablehook = StringIO(), lambda _: None

@@ -399,8 +399,9 @@ def _frame_findings(file: File, page_bytes: int, order: str, salts: Checksum, se
         if ended_at is None:
             if chained:
                 continue
-            # Frames of an earlier use of the file have other salts, both of them.
-            if salt1 != salts[0] and salt2 != salts[1] and not _follows(file, position + whole, salts):
+            # Frames of an earlier use of the file have other salts, both of them; zeros were never written by anybody.
+            is_older = salt1 != salts[0] and salt2 != salts[1] and (salt1, salt2) != (0, 0)
+            if is_older and not _follows(file, position + whole, salts):
                 break
             ended_at = position
         ends_one = 1 if pages else 0

@@ -19,9 +19,11 @@ import xxhash
 STORE_ID = "0123456789abcdef0123456789abcdef"
 PIPELINE, PIPELINE_FILE = "Job/ü", "%4Aob%2F%C3%BC"
 TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) STRICT;
-CREATE TABLE topics (topic_id INTEGER PRIMARY KEY, name TEXT UNIQUE, folded TEXT UNIQUE) STRICT;
-CREATE TABLE schemas (topic_id INTEGER, version INTEGER, arrow BLOB, PRIMARY KEY (topic_id, version)) STRICT;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT, xxh3 INTEGER) STRICT;
+CREATE TABLE topics (topic_id INTEGER PRIMARY KEY, name TEXT UNIQUE, folded TEXT UNIQUE, xxh3 INTEGER) STRICT;
+CREATE TABLE schemas (
+    topic_id INTEGER, version INTEGER, arrow BLOB, xxh3 INTEGER, PRIMARY KEY (topic_id, version)
+) STRICT;
 CREATE TABLE partitions (
     topic_id INTEGER, partition INTEGER, rows INTEGER, bytes INTEGER, PRIMARY KEY (topic_id, partition)
 ) STRICT;
@@ -30,14 +32,16 @@ CREATE TABLE segments (
     schema_version INTEGER, header_bytes INTEGER, header_xxh3 INTEGER, published_bytes INTEGER,
     UNIQUE (topic_id, partition, file)
 ) STRICT;
-CREATE TABLE commits (commit_id INTEGER PRIMARY KEY, wall_us INTEGER, pipeline TEXT, epoch INTEGER) STRICT;
+CREATE TABLE commits (
+    commit_id INTEGER PRIMARY KEY, wall_us INTEGER, pipeline TEXT, epoch INTEGER, xxh3 INTEGER
+) STRICT;
 CREATE TABLE batches (
     topic_id INTEGER, partition INTEGER, first_offset INTEGER, commit_id INTEGER, rows INTEGER, entries BLOB,
     PRIMARY KEY (topic_id, partition, first_offset)
 ) STRICT;
 CREATE TABLE pipelines (
     name TEXT PRIMARY KEY, graph_hash TEXT, state_hash TEXT, epoch INTEGER, finished INTEGER, commit_id INTEGER,
-    checkpoint TEXT
+    checkpoint TEXT, frames_xxh3 INTEGER, xxh3 INTEGER
 ) STRICT;
 CREATE TABLE frames (
     pipeline TEXT, frame INTEGER, owner TEXT, rows INTEGER, file TEXT, position INTEGER, length INTEGER, xxh3 INTEGER,
@@ -53,6 +57,25 @@ def signed(content: bytes) -> int:
     """XXH3-64 as SQLite keeps it."""
     number: int = struct.unpack("<q", struct.pack("<Q", xxhash.xxh3_64_intdigest(content)))[0]
     return number
+
+
+def row_bytes(*values: object) -> bytes:
+    """A row's values, one after the other: no two rows have the same bytes."""
+    written = b""
+    for value in values:
+        if value is None:
+            written += struct.pack("<Q", 2**64 - 1)
+        elif isinstance(value, int):
+            written += struct.pack("<q", value)
+        else:
+            content = value if isinstance(value, bytes) else str(value).encode()
+            written += struct.pack("<Q", len(content)) + content
+    return written
+
+
+def sealed(*values: object) -> tuple[object, ...]:
+    """A row with its checksum."""
+    return (*values, signed(row_bytes(*values)))
 
 
 @dataclass
@@ -85,7 +108,7 @@ class Handmade:
         self.catalog.execute("PRAGMA synchronous = FULL")
         self.catalog.executescript(f"BEGIN; PRAGMA application_id = {0x4446_4C57}; PRAGMA user_version = 2; {TABLES}")
         meta = [("store_id", STORE_ID), ("created_us", "1700000000000000")]
-        self.catalog.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+        self.catalog.executemany("INSERT INTO meta VALUES (?, ?, ?)", [sealed(*pair) for pair in meta])
         self.catalog.execute("COMMIT")
 
     def append(self, topic: str, partition: int, *batches: pa.RecordBatch, new_segment: bool = False) -> None:
@@ -131,22 +154,29 @@ class Handmade:
             "filter": {"rows_in": 10, "passed": 7, "filtered": 3, "produced": 7},
             "window": {"rows_in": 7, "late": 1, "dead": 1, "folded": 6, "held": -1, "produced": 2},
         }
-        values = (name, "ab", "cd", epoch, int(finished), self.commits + 1, json.dumps(checkpoint))
-        self._later("INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
         ledger = (name, epoch, self.commits + 1, json.dumps(counts).encode())
         self._later("INSERT INTO ledger VALUES (?, ?, ?, ?)", *ledger)
         self._later("DELETE FROM frames WHERE pipeline = ?", name)
+        checksums = 0
         for number, (file, position, content) in frames.items():
             rows = pa.ipc.open_stream(content).read_all().num_rows
             place = (f"{file}.state", position, len(content), signed(content))
-            owner = "sink out" if number % 2 else "state window"
-            self._later("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)", name, number, owner, rows, *place)
+            row = (name, number, "sink out" if number % 2 else "state window", rows, *place)
+            self._later("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
+            checksums += xxhash.xxh3_64_intdigest(row_bytes(*row))
+        values = (name, "ab", "cd", epoch, int(finished), self.commits + 1, json.dumps(checkpoint))
+        own = sealed(*values, (checksums + 2**63) % 2**64 - 2**63)
+        self._later("INSERT OR REPLACE INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *own)
 
     def commit(self, pipeline: str | None = None, epoch: int | None = None) -> None:
         self.commits += 1
         self.catalog.execute("BEGIN IMMEDIATE")
         values = (self.commits, 1_700_000_000_000_000 + self.commits, pipeline, epoch)
-        self.catalog.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", values)
+        rows: list[tuple[object, ...]] = [values]
+        for table in ("batches", "ledger"):
+            rows += sorted(arguments for sql, arguments in self.pending if sql.startswith(f"INSERT INTO {table} "))
+        checksum = signed(b"".join(row_bytes(*row) for row in rows))
+        self.catalog.execute("INSERT INTO commits VALUES (?, ?, ?, ?, ?)", (*values, checksum))
         for sql, arguments in self.pending:
             self.catalog.execute(sql, arguments)
         self.catalog.execute("COMMIT")
@@ -159,7 +189,7 @@ class Handmade:
         if topic not in self.schemas:
             self.schemas[topic] = []
             folder(self.path / "topics" / topic)
-            self._later("INSERT INTO topics VALUES (?, ?, ?)", len(self.schemas), topic, topic.lower())
+            self._later("INSERT INTO topics VALUES (?, ?, ?, ?)", *sealed(len(self.schemas), topic, topic.lower()))
         return list(self.schemas).index(topic) + 1
 
     def _version(self, topic_id: int, topic: str, schema: pa.Schema) -> int:
@@ -167,7 +197,7 @@ class Handmade:
         if schema not in versions:
             versions.append(schema)
             arrow = schema.serialize().to_pybytes()
-            self._later("INSERT INTO schemas VALUES (?, ?, ?)", topic_id, len(versions), arrow)
+            self._later("INSERT INTO schemas VALUES (?, ?, ?, ?)", *sealed(topic_id, len(versions), arrow))
         return versions.index(schema) + 1
 
     def _segment(self, topic_id: int, topic: str, partition: int, version: int) -> Segment:

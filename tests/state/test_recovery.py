@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 from dataflow.errors import StoreError
+from dataflow.state.catalog import CorruptCatalogError
+from dataflow.state.frames import Frame
 from dataflow.state.log.recovery import Recovery, recover_partition
 from dataflow.state.log.segment import CorruptSegmentError, Partition
 from dataflow.state.store import EpochRecord, Store
@@ -169,6 +171,88 @@ def test_a_catalog_that_points_into_another_topic_is_found(path: Path) -> None:
     catalog.close()
     with pytest.raises(CorruptSegmentError):
         read(path)
+
+
+CATALOG_DAMAGES = {
+    "a position in a checkpoint": (
+        "UPDATE pipelines SET checkpoint = replace(checkpoint, '12', '13')",
+        "pipeline `p`: its row does not have its checksum",
+    ),
+    "an epoch": ("UPDATE pipelines SET epoch = 4", "pipeline `p`: its row does not have its checksum"),
+    "a frame's owner": ("UPDATE frames SET owner = 'state b'", "pipeline `p`: its list of frames"),
+    "a frame that is gone": ("DELETE FROM frames WHERE frame = 2", "pipeline `p`: its list of frames"),
+    "a frame more": ("INSERT INTO frames VALUES ('p', 9, 'state a', 1, '1.state', 9, 9, 9)", "its list of frames"),
+    "a ledger": ("UPDATE ledger SET counts = x'00'", "pipeline `p`: its ledger is no JSON"),
+    "a column's name": (
+        "UPDATE schemas SET arrow = CAST(replace(arrow, CAST('n' AS BLOB), CAST('m' AS BLOB)) AS BLOB)",
+        "topic `t`: version 1 of its columns",
+    ),
+    "columns that are gone": ("DELETE FROM schemas", "topic `t`: its columns are not listed"),
+    "rows at the beginning": ("DELETE FROM batches WHERE first_offset = 0", "(partition 0) does not have the rows"),
+    "rows at the end": ("DELETE FROM batches WHERE first_offset = 6", "(partition 0) does not have the rows"),
+    "rows in the middle": ("DELETE FROM batches WHERE first_offset = 3", "(partition 0) has a gap"),
+    "a commit": ("DELETE FROM commits WHERE commit_id = 2", "(partition 0) has a gap"),
+    "half an entry": ("UPDATE batches SET entries = substr(entries, 1, 20)", "(partition 0) has a gap"),
+    "a segment": ("UPDATE segments SET segment_id = segment_id + 9", "names a segment that is not listed"),
+    "the store's id": ("UPDATE meta SET value = 'f' WHERE key = 'store_id'", "what it says of the store itself"),
+    "the store's row": ("DELETE FROM meta", "what it says of the store itself"),
+}
+STATES = [Frame(1, "state a", 1, "1.state", 0, 8, 5), Frame(2, "state a", 1, "1.state", 8, 8, 2**64 - 5)]
+
+
+def read_all(path: Path) -> None:
+    """All that rests on the catalog alone."""
+    with Store(path) as store:
+        store.pipeline("p")
+        store.ledger("p")
+        store.topics()
+        store.read("t")
+
+
+@pytest.mark.parametrize("name", CATALOG_DAMAGES)
+def test_a_catalog_that_says_what_nobody_wrote_is_refused_and_names_what_is_concerned(path: Path, name: str) -> None:
+    damage, told = CATALOG_DAMAGES[name]
+    with Store(path) as store, store.writer("t", NUMBERS) as writer:
+        writer.append(batch(6))
+        pending = writer.prepare()
+        assert pending is not None
+        record = EpochRecord(
+            pipeline="p", epoch=6, finished=False, graph_hash="", added=STATES, checkpoint={"sources": {"s": {"0": 12}}}
+        )
+        store.publish([pending], epoch=record)
+    read_all(path)
+    catalog = apsw.Connection(str(path / "catalog.db"))
+    catalog.execute(damage)
+    catalog.close()
+    with pytest.raises(CorruptCatalogError) as raised:
+        read_all(path)
+    error = raised.value
+    assert told in error.message
+    assert (error.code, error.path) == ("DF0603", str(path / "catalog.db"))
+    assert "nothing was changed" in error.message
+    assert error.help is not None and "backup" in error.help
+
+
+def test_a_part_of_a_partition_is_read_where_the_rest_is_damaged(path: Path) -> None:
+    catalog = apsw.Connection(str(path / "catalog.db"))
+    catalog.execute("DELETE FROM batches WHERE first_offset = 0")
+    catalog.close()
+    with Store(path) as store:
+        assert store.read("t", start=3)["n"].to_pylist() == [3, 4, 5]
+        assert store.batches("t", start=3, until=3) == store.batches("t", start=6) == []
+        for start, until in ((0, 1), (2, 4), (2, None)):
+            with pytest.raises(CorruptCatalogError):
+                store.batches("t", start=start, until=until)
+
+
+def test_frames_come_and_go_and_the_list_keeps_its_checksum(path: Path) -> None:
+    with Store(path) as store:
+        for epoch, added, dropped in ((6, STATES, []), (7, [], [1]), (8, [STATES[0]], [2, 77]), (9, [], [1])):
+            record = EpochRecord(pipeline="p", epoch=epoch, finished=False, graph_hash="", added=added, dropped=dropped)
+            store.publish([], epoch=record)
+            state = store.pipeline("p")
+            assert state is not None
+            assert list(state.frames) == {6: STATES, 7: STATES[1:], 8: STATES[:1], 9: []}[epoch]
 
 
 # ── a disk that fails ──
