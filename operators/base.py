@@ -347,7 +347,8 @@ class Saved(Protocol):
 
     @property
     def values(self) -> Sequence[Mapping[str, object]]: ...
-    def batches(self) -> Iterator[pa.RecordBatch]: ...
+    @property
+    def pieces(self) -> Sequence[Piece]: ...
 
 
 @dataclass(slots=True)
@@ -401,7 +402,7 @@ class Operator(Receiver):
     def on_barrier(self) -> None:
         """An epoch ends here: hand on what is not part of the snapshot. Only in durable runs."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         """What is kept over a restart, as it is now; later changes must not show in it. After `on_barrier`."""
         raise NotImplementedError
 

@@ -214,7 +214,7 @@ class AssignWatermark(Operator):
             self.unit_max_us = TIME_MIN_US
         self._go_on()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         """What the task has seen: the greatest of all tasks is the greatest before the cut."""
         names = self.context.partitions
         return Snapshot({"max_us": {names[number]: max_us for number, max_us in self.seen_us.items()}})

@@ -16,6 +16,7 @@ from benchmarks.lines import Line, Options, at_most, python
 
 KEYS, SHARE_MAX = 10_000, 5.0
 SECONDS = 20.0
+NAMES = ("snapshot", "stall", "commit")
 CODE = """
 import json, sys, time
 import numpy as np, pyarrow as pa
@@ -58,8 +59,12 @@ def lines(options: Options) -> Iterator[Line]:
     for interval, keys in (("1s", KEYS), ("100ms", KEYS), ("100ms", 100)):
         rate, epochs, seconds, *costs = _run(interval, keys, min(SECONDS, options.seconds))
         shares = [100 * cost / seconds for cost in costs]
-        told = ", ".join(f"{name} {share:.2f} %" for name, share in zip(("snapshot", "stall", "commit"), shares, strict=True))
-        beside = f"; {rate / 1e6:.0f} M rows/s, {100 * (1 - rate / idle):.1f} % less than without" if keys == KEYS else ""
+        told = ", ".join(
+            f"{name} {share:.2f} %" for name, share in zip(("snapshot", "stall", "commit"), shares, strict=True)
+        )
+        beside = (
+            f"; {rate / 1e6:.0f} M rows/s, {100 * (1 - rate / idle):.1f} % less than without" if keys == KEYS else ""
+        )
         what = f"epochs every {interval}, {keys:,} keys ({epochs} epochs; {told}{beside})"
         yield at_most(what, sum(shares), SHARE_MAX, "%", 2)
 

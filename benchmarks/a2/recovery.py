@@ -1,8 +1,7 @@
-"""How soon a killed run with much state gives its first new row: 100 MB of open windows, from the start of the process."""
+"""How soon a killed run with 100 MB of open windows gives its first new row, from the start of the process."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from benchmarks.lines import ROOT, Line, Options, at_most
 
@@ -49,7 +49,7 @@ class Numbers:
 rows = flow.read(Numbers())
 windows = rows.watermark("at").window(flow.tumbling("1h"), by="key").agg(
     n=count(), total=col.value.sum(), least=col.value.min(), most=col.value.max())
-flow.Pipeline("recovery", windows.write_topic("out"), rows.filter(col.key < 10).write_topic("copy")).run(
+flow.Pipeline("recovery", windows.write_topic("out"), rows.filter(col.key % 1_000 == 0).write_topic("copy")).run(
     store=store, checkpoint_interval="100ms")
 """
 GROUPS = 900_000
@@ -105,7 +105,8 @@ def _epoch_with_state(path: Path) -> float | None:
             state = store.pipeline("recovery")
     except StoreError:
         return None
-    if state is None or json.dumps(state.checkpoint["sources"]).count(str(GROUPS)) == 0:
+    partitions = {} if state is None else cast(dict[str, dict[str, list[int]]], state.checkpoint["sources"])
+    position = partitions.get("numbers", {}).get("0")
+    if state is None or position is None or position[0] < GROUPS:
         return None
-    position = state.checkpoint["sources"]["numbers"]["0"][0]  # type: ignore[index]
-    return float(sum(frame.length for frame in state.frames)) if position >= GROUPS else None
+    return float(sum(frame.length for frame in state.frames))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, PlanError
-from dataflow.operators.base import Position, SinkStaging, StepCounts
+from dataflow.operators.base import Piece, Position, SinkStaging, StepCounts
 from dataflow.runtime.epoch import Commit, Resume, SavedState, TaskAck
 from dataflow.runtime.ledger import require_balance, summed
 from dataflow.runtime.unread import UnreadTopics
@@ -146,7 +146,7 @@ class StoreCommitter:
             run=self._new_name(),
             positions=cast(Mapping[str, Mapping[str, Position]], checkpoint.get("sources", {}) if is_kept else {}),
             states={
-                name: SavedState(values, [partial(files.read, one) for one in frames if one.owner == f"state {name}"])
+                name: SavedState(values, [_piece(files, one) for one in frames if one.owner == f"state {name}"])
                 for name, values in states.items()
             },
             handles=cast(Mapping[str, object], checkpoint.get("sinks", {})),
@@ -254,6 +254,14 @@ class StoreCommitter:
         """All sinks have committed the last epoch, and nothing has failed."""
         if self.store is not None and self._unfinished is not None:
             self.store.publish([], epoch=self._unfinished)
+
+
+def _piece(files: FrameFiles, frame: Frame) -> Piece:
+    """The rows of a frame that is there already."""
+    piece = Piece([])
+    piece.rows = frame.rows
+    piece.stored(frame, partial(files.read, frame))
+    return piece
 
 
 def _checked(sink: str, handle: object) -> object:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
 
-from dataflow.operators.base import Position, SinkStaging, Snapshot, StepCounts
+from dataflow.operators.base import Piece, Position, SinkStaging, Snapshot, StepCounts
 from dataflow.runtime.unread import UnreadBatch
 
 
@@ -60,17 +60,12 @@ class Committer(Protocol):
     def commit(self, commit: Commit) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
 class SavedState:
     """What all tasks of a step had kept: values, and rows in pieces that are read when asked for."""
 
-    def __init__(
-        self, values: Sequence[Mapping[str, object]], pieces: Sequence[Callable[[], Sequence[pa.RecordBatch]]] = ()
-    ) -> None:
-        self.values, self._pieces = values, pieces
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        for load in self._pieces:
-            yield from load()
+    values: Sequence[Mapping[str, object]]
+    pieces: Sequence[Piece] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class StatelessInput:
         """Whether something could be taken."""
         return False
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         raise NotImplementedError
 
     def restore(self, saved: Saved) -> None:
@@ -339,7 +339,7 @@ class TimeOrderedInput(MergedInput):
         for channel in self.channels:
             channel.consumed(rows, seconds)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         """The rows that wait, and how many have left."""
         kept = [self._to_keep(batch) for batch in self._held]
         return Snapshot({"emitted": self._emitted}, [Piece(kept)] if kept else [])
@@ -352,7 +352,7 @@ class TimeOrderedInput(MergedInput):
     def restore(self, saved: Saved) -> None:
         """Go on from what was kept. Before any message."""
         self._emitted = max((cast(int, one["emitted"]) for one in saved.values), default=0)
-        for batch in saved.batches():
+        for batch in (batch for piece in saved.pieces for batch in piece.load()):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             time_us = ints_of(columns.pop(TIME))
             self._held.append(Batch(columns, batch.num_rows, DERIVED, time_us=time_us))

@@ -38,7 +38,7 @@ class Input(Protocol):
 
     def poll(self) -> Message | PartitionEnd | None: ...
     def consumed(self, rows: int, seconds: float) -> None: ...
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self, epoch: int) -> Snapshot: ...
     def restore(self, saved: Saved) -> None: ...
 
 
@@ -73,6 +73,8 @@ class Task:
         self.parts, self.acks, self.clock = parts, acks, clock
         self.name, self.input, self.root, self.edges = parts.name, parts.input, parts.root, parts.edges
         self.phase = TaskPhase.RUNNING
+        self.epoch = 0
+        """The last one whose barrier it has got."""
         self._holders = [operator for operator in parts.operators if operator.may_hold]
         self._parked: Barrier | End | None = None
         self._ending = False
@@ -168,6 +170,7 @@ class Task:
         if self.parts.durable:
             for operator in self.parts.operators:
                 operator.on_barrier()
+        self.epoch = barrier.epoch
         ack = self.ack()
         self.acks.prepared(self, barrier.epoch, replace(ack, seconds=self.clock.monotonic() - began))
 
@@ -190,7 +193,8 @@ class Task:
         """What the task keeps and has counted, as it is now."""
         states = []
         if self.parts.durable:
-            states = [(one.state_name, one.snapshot()) for one in self.keepers if one.state_name is not None]
+            epoch = self.epoch
+            states = [(one.state_name, one.snapshot(epoch)) for one in self.keepers if one.state_name is not None]
         counts = [(step, replace(one)) for step, one in self.parts.counts]
         return TaskAck(states, counts, [batch for one in self.parts.unread for batch in one.take()])
 

@@ -8,7 +8,7 @@ the groups themselves, they are written anew and the log begins again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -84,47 +84,84 @@ LOG_BYTES_MAX = 64 << 20
 """Of rows since the last epoch: an epoch is asked for when so many wait to be written."""
 
 
+class Inherited:
+    """What an earlier run has kept of all groups of a step; shared by its tasks, which give it up together.
+
+    Its rows are of no task in particular. If one task wrote its groups anew while another one still needs these rows,
+    the next run would find some groups twice.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[Piece] = ()
+        self._until: float = math.inf
+
+    def give_up_after(self, epoch: int) -> None:
+        """From the next epoch on nobody needs it: by then all tasks have heard of it."""
+        self._until = min(self._until, epoch)
+
+    def is_given_up(self, epoch: int) -> bool:
+        return epoch > self._until
+
+
 class GroupLog:
     """What came in for the open groups since they were written as a whole."""
 
-    def __init__(self, epoch_wanted: Callable[[], None]) -> None:
+    def __init__(self, inherited: Inherited, epoch_wanted: Callable[[], None]) -> None:
         self._epoch_wanted = epoch_wanted
+        self._inherited: Inherited | None = inherited
+        self._inherited_rows = 0
+        """Those of this task."""
         self._pieces: list[Piece] = []
         self._fresh: list[pa.RecordBatch] = []
         self._fresh_bytes = 0
-        self._is_begun = False
-        """Whether the pieces are those of this task alone: what is restored is shared out first."""
+
+    def inherit(self, pieces: Sequence[Piece], rows: int) -> None:
+        """An earlier run has kept these pieces, of which so many rows are this task's."""
+        assert self._inherited is not None
+        self._inherited.pieces, self._inherited_rows = pieces, rows
 
     def add(self, batch: Batch) -> None:
         """These rows came in."""
-        columns = [decoded(column) for column in batch.columns.values()]
-        self._fresh.append(pa.RecordBatch.from_arrays(columns, list(batch.columns)))
+        self._fresh.append(as_record_batch(batch))
         self._fresh_bytes += batch.nbytes
         if self._fresh_bytes > LOG_BYTES_MAX:
             self._fresh_bytes = 0
             self._epoch_wanted()
 
-    def rows(self) -> Iterator[pa.RecordBatch]:
-        """All of them."""
+    def inherited_rows(self) -> Iterator[pa.RecordBatch]:
+        """Those that an earlier run has kept, of all tasks."""
+        for piece in self._inherited.pieces if self._inherited is not None else ():
+            yield from piece.load()
+
+    def own_rows(self) -> Iterator[pa.RecordBatch]:
+        """All others."""
         for piece in self._pieces:
             yield from piece.load()
         yield from self._fresh
 
-    def pieces(self, needed: int, whole: Callable[[], list[pa.RecordBatch]]) -> list[Piece]:
+    def snapshot(self, epoch: int, needed: int, whole: Callable[[], list[pa.RecordBatch]]) -> list[Piece]:
         """What restores the groups. `whole()` does so too, with as many rows as are needed."""
         rows = sum(piece.rows for piece in self._pieces) + sum(batch.num_rows for batch in self._fresh)
-        if not self._is_begun or rows > LOG_ROWS_MAX * needed:
+        is_long = self._inherited_rows + rows > LOG_ROWS_MAX * needed
+        if is_long and self._inherited is not None and self._inherited.pieces:
+            self._inherited.give_up_after(epoch)
+        is_free = self._inherited is None or not self._inherited.pieces or self._inherited.is_given_up(epoch)
+        if is_free and (is_long or self._inherited is not None):
             batches = whole()
-            self._pieces, self._is_begun = [Piece(batches)] if batches else [], True
+            self._pieces, self._inherited, self._inherited_rows = [Piece(batches)] if batches else [], None, 0
         elif self._fresh:
             self._pieces = [*self._pieces, Piece(self._fresh)]
         self._fresh, self._fresh_bytes = [], 0
-        return self._pieces
+        return [*(self._inherited.pieces if self._inherited is not None else ()), *self._pieces]
 
 
-def decoded(column: pa.Array) -> pa.Array:
-    """The column in its logical type."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def as_record_batch(batch: Batch) -> pa.RecordBatch:
+    """The rows with columns in their logical types."""
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns.values()
+    ]
+    return pa.RecordBatch.from_arrays(columns, list(batch.columns))
 
 
 class GroupOperator(Operator):

@@ -86,7 +86,7 @@ class PartialAggregate(GroupOperator):
         if self.groups.groups.count:
             self.emit(self.groups.groups.live_slots())
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         return Snapshot({"wide_from": None if math.isinf(self.wide.wide_from) else int(self.wide.wide_from)})
 
     def restore(self, saved: Saved) -> None:

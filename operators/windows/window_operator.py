@@ -40,7 +40,16 @@ from dataflow.operators.base import (
 )
 from dataflow.operators.stateless import require_column
 from dataflow.operators.windows.base import Window
-from dataflow.operators.windows.groups import PANE, POSITION, TIME, GroupLog, GroupOperator, WindowGroups
+from dataflow.operators.windows.groups import (
+    PANE,
+    POSITION,
+    TIME,
+    GroupLog,
+    GroupOperator,
+    Inherited,
+    WindowGroups,
+    as_record_batch,
+)
 from dataflow.operators.windows.partial import merging_task, owning_task
 from dataflow.schema import check_key_type
 
@@ -249,9 +258,12 @@ class CloseWindows(GroupOperator):
     ) -> None:
         super().__init__(spec.groups(source, aggregates), context)
         self.state_name = context.name
-        self.log = GroupLog(context.epoch_wanted) if context.durable else None
+        inherited = cast(Inherited, context.shared(Inherited))
+        self.log = GroupLog(inherited, context.epoch_wanted) if context.durable else None
         self.closed: int = spec.window.last_ended(TIME_MIN_US)
         """The last pane that has been closed."""
+        self.wide_from: int | None = None
+        """The first wide pane of the run before."""
         self.names = [f.name for f in aggregates.fields]
         assert source.event_time is not None
         self.time_type, self.source_schema = window_time_type(source), source.schema
@@ -279,13 +291,14 @@ class CloseWindows(GroupOperator):
         """All that is known of the open groups, as batches that `take_in` takes."""
         raise NotImplementedError
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, epoch: int) -> Snapshot:
         """A barrier finds all tasks of the step at the same watermark, so `closed` is the same for all."""
         assert self.log is not None
         groups = self.groups.groups
         panes = groups.panes[groups.live_slots()]
         last = int(panes.max()) if len(panes) else None
-        return Snapshot({"closed": self.closed, "last_pane": last}, self.log.pieces(self.needed, self.whole))
+        pieces = self.log.snapshot(epoch, self.needed, self.whole)
+        return Snapshot({"closed": self.closed, "last_pane": last}, pieces)
 
     @property
     def needed(self) -> int:
@@ -294,22 +307,29 @@ class CloseWindows(GroupOperator):
 
     def restore(self, saved: Saved) -> None:
         """Take this task's share of the open groups."""
+        assert self.log is not None
         self.closed = max([self.closed, *(cast(int, one["closed"]) for one in saved.values if "closed" in one)])
         wide = [cast(int, one["wide_from"]) for one in saved.values if one.get("wide_from") is not None]
-        for batch in saved.batches():
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            panes = ints_of(columns[PANE])
-            is_mine = panes > self.closed
-            if self.context.tasks > 1:
-                keys = [columns[name] for name in self.groups.by]
-                is_mine &= self.owners_of(keys, panes, min(wide, default=math.inf)) == self.context.task
-            rows = Batch(columns, batch.num_rows, DERIVED).without(~is_mine)
-            if rows.num_rows:
-                self.take_in(rows)
-                self.restored(rows)
+        self.wide_from = min(wide, default=None)
+        rows_total = 0
+        for batch in (batch for piece in saved.pieces for batch in piece.load()):
+            mine = self.share_of(batch)
+            if mine.num_rows:
+                self.take_in(mine)
+                rows_total += mine.num_rows
+        self.log.inherit(saved.pieces, rows_total)
 
-    def restored(self, batch: Batch) -> None:
-        """These rows were kept, and are this task's."""
+    def share_of(self, batch: pa.RecordBatch) -> Batch:
+        """The rows of open groups that are this task's."""
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        panes = ints_of(columns[PANE])
+        is_mine = panes > self.closed
+        if self.context.tasks > 1:
+            keys = [columns[name] for name in self.groups.by]
+            wide_from = math.inf if self.wide_from is None else self.wide_from
+            is_mine &= self.owners_of(keys, panes, wide_from) == self.context.task
+        rows = Batch(columns, batch.num_rows, DERIVED)
+        return rows if is_mine.all() else rows.without(~is_mine)
 
     def owners_of(self, keys: Sequence[pa.Array], panes: Int64Array, wide_from: float) -> Int64Array:
         """The task of each group, as the exchange before this step has it."""
@@ -392,10 +412,6 @@ class RowAggregate(CloseWindows):
             for pane, number in zip(panes.tolist(), rows.tolist(), strict=True):
                 self.rows_of[pane] = self.rows_of.get(pane, 0) + number
 
-    def restored(self, batch: Batch) -> None:
-        assert self.log is not None
-        self.log.add(batch)
-
     @property
     def needed(self) -> int:
         self.rows_of = {pane: rows for pane, rows in self.rows_of.items() if pane > self.closed}
@@ -403,8 +419,8 @@ class RowAggregate(CloseWindows):
 
     def whole(self) -> list[pa.RecordBatch]:
         assert self.log is not None
-        kept = []
-        for batch in self.log.rows():
+        kept = [as_record_batch(self.share_of(batch)) for batch in self.log.inherited_rows()]
+        for batch in self.log.own_rows():
             is_open = ints_of(batch.column(PANE)) > self.closed
             kept.append(batch if is_open.all() else batch.filter(pa.array(is_open)))
         return [batch for batch in kept if batch.num_rows]
