@@ -59,7 +59,7 @@ class Dispenser:
         request: ReadRequest,
         first_partition: int,
         tasks: int,
-        lock: Mutex,
+        locks: tuple[Mutex, Mutex],
         *,
         positions: Mapping[str, Position] | None = None,
         wake: Callable[[], None] = lambda: None,
@@ -74,7 +74,9 @@ class Dispenser:
         self._turns = list(self._partitions)
         self._gone = {name: position for name, position in known.items() if name not in names}
         """Positions of partitions that are not there now: they may come back."""
-        self._lock, self._wake, self._to_head = lock, wake, request.to_head
+        self._lock, self._wake, self._to_head = locks[0], wake, request.to_head
+        self._reading = locks[1]
+        """Held while the source is asked, which may take long; the other one never is."""
         self._next = 0
         self.sequence = 0
         self._barrier = Barrier(0)
@@ -165,12 +167,11 @@ class Dispenser:
 
     def take(self, task: int) -> Unit | PartitionEnd | Barrier | End | None:
         """What a task does next; None when there is nothing to read now. Only this may run a source's iterator."""
-        with self._lock:
-            if self._given[task] < self._barrier.epoch:
-                self._given[task] = self._barrier.epoch
-                return self._barrier
-            if self._barrier.stop:
-                return End(flush=False, at_head=self.at_head)
+        if (control := self._control_for(task)) is not None:
+            return control
+        with self._reading:
+            if (control := self._control_for(task)) is not None:  # a slow source was read meanwhile
+                return control
             for _ in range(len(self._turns)):
                 if self._turns and (found := self._take_from(self._turns[self._next])) is not None:
                     return found
@@ -179,6 +180,13 @@ class Dispenser:
         if self.at_head:
             self._wake()
         return None
+
+    def _control_for(self, task: int) -> Barrier | End | None:
+        with self._lock:
+            if self._given[task] < self._barrier.epoch:
+                self._given[task] = self._barrier.epoch
+                return self._barrier
+            return End(flush=False, at_head=self.at_head) if self._barrier.stop else None
 
     def _take_from(self, partition: _Partition) -> Unit | PartitionEnd | None:
         split = next(partition.splits, None)
@@ -189,9 +197,10 @@ class Dispenser:
         self._next = (self._next + 1) % len(self._turns)
         if isinstance(split, Idle):
             return None
-        unit = Unit(split, Place(partition.number, partition.units, self.sequence))
-        self._outstanding[self.sequence] = unit
-        partition.ends.append((self.sequence, split.end))
-        partition.units += 1
-        self.sequence += 1
+        with self._lock:
+            unit = Unit(split, Place(partition.number, partition.units, self.sequence))
+            self._outstanding[self.sequence] = unit
+            partition.ends.append((self.sequence, split.end))
+            partition.units += 1
+            self.sequence += 1
         return unit

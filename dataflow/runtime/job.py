@@ -144,7 +144,7 @@ class Job:
                     request,
                     first,
                     stage.parallelism,
-                    self.system.scheduler.mutex(),
+                    (self.system.scheduler.mutex(), self.system.scheduler.mutex()),
                     positions=self.resume.positions.get(name),
                     wake=self._look_again,
                 )
