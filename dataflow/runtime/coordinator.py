@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from dataflow.message import Barrier
 from dataflow.runtime.epoch import Commit, Committer, TaskAck
 from dataflow.runtime.job import Job
+from dataflow.runtime.process import impatient
 from dataflow.runtime.task import Task
 from dataflow.system import Mutex, System
 
@@ -195,5 +196,6 @@ class Coordinator:
 
     def _timed(self, write: Callable[[], None]) -> None:
         began = self.system.clock.monotonic()
-        write()
+        with impatient():
+            write()
         self.costs.commit += self.system.clock.monotonic() - began

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-SWITCH_SECONDS = 1e-4
+SWITCH_SECONDS, IMPATIENT_SECONDS = 1e-4, 1e-5
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 KEPT_BYTES = 64 << 20
 """Arrays below this come from the heap, and so much free heap stays with the process."""
@@ -26,6 +28,18 @@ class TunedProcess:
 
     def __exit__(self, *_: object) -> None:
         sys.setswitchinterval(self._before)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """While the thread of `run` commits: it lets go of the interpreter's lock thirty times for a few microseconds each,
+    and would wait for a thread that runs Python all the time `SWITCH_SECONDS` each time to get it back."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, IMPATIENT_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _keep_freed_memory() -> None:
