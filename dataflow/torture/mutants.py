@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,6 +24,8 @@ from dataflow.state.records import EpochRecord
 from dataflow.state.store import Store
 from dataflow.system import Disk, FilePath
 from dataflow.system.real import RealDisk
+from dataflow.torture import pipeline_mutants as pipelines
+from dataflow.torture.pipeline_mutants import replaced
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,6 @@ def planted(name: str | None) -> AbstractContextManager[None]:
         return nullcontext()
     (mutant,) = [one for one in MUTANTS if one.name == name]
     return mutant.plant()
-
-
-@contextmanager
-def replaced(owner: Any, name: str, by: object) -> Iterator[None]:
-    """Another function in the place of one of a class or module."""
-    usual = getattr(owner, name)
-    setattr(owner, name, by)
-    try:
-        yield
-    finally:
-        setattr(owner, name, usual)
 
 
 # ── promises made too early, or in two steps ──
@@ -260,5 +250,11 @@ MUTANTS = (
     Mutant("no checksum on read", 8, "undetected", no_checksum),
     Mutant("segment not asked where it belongs", 8, ".arrow: ", no_header_check),
     Mutant("no fencing", 13, "duplicated", no_fencing),
+    Mutant("barrier not aligned", 14, "seed", pipelines.barrier_not_aligned),
+    Mutant("positions committed apart from state", 14, "seed", pipelines.positions_apart),
+    Mutant("sinks commit before the store", 14, "seed", pipelines.sinks_before_the_store),
+    Mutant("sink commit not repeatable", 14, "(table)", pipelines.commit_not_repeatable),
+    Mutant("rename before commit", 14, "(files)", pipelines.rename_before_commit),
+    Mutant("prepared parts taken back though nobody knows", 14, "DF0513", pipelines.aborted_though_nobody_knows),
 )
 """All bugs, by the row that has to catch them."""

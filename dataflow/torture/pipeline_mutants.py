@@ -1,0 +1,111 @@
+"""Bugs planted in running pipelines: epochs, checkpoints and sinks.
+
+Caught by simulated runs (row 14), whose kills come at every moment; the last one is a bug that this row has found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from dataflow.message import Barrier
+from dataflow.operators.sinks.files import FileEpoch, FileSink
+from dataflow.operators.sinks.sqlite import SqliteSink
+from dataflow.operators.sinks.staged import StagedEpoch
+from dataflow.runtime.commit import StoreCommitter
+from dataflow.runtime.coordinator import Coordinator
+from dataflow.runtime.epoch import Commit
+from dataflow.runtime.inputs import MergedInput
+from dataflow.runtime.sink_task import SinkTask
+from dataflow.state.records import EpochRecord
+
+
+@contextmanager
+def replaced(owner: Any, name: str, by: object) -> Iterator[None]:
+    """Another function in the place of one of a class or module."""
+    usual = getattr(owner, name)
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        setattr(owner, name, usual)
+
+
+def barrier_not_aligned() -> AbstractContextManager[None]:
+    """A task with several inputs goes on with the first barrier, and takes rows behind it from there."""
+
+    def first_one(self: MergedInput, barrier: Barrier) -> Barrier | None:
+        seen = getattr(self, "seen_epoch", 0)
+        self._blocked = [None] * len(self.channels)
+        if barrier.epoch <= seen:
+            return None
+        self.seen_epoch = barrier.epoch  # type: ignore[attr-defined]
+        return barrier
+
+    return replaced(MergedInput, "_aligned", first_one)
+
+
+def positions_apart() -> AbstractContextManager[None]:
+    """Positions are committed with the epoch after the one whose state they belong to."""
+    record, before = StoreCommitter._record, dict[StoreCommitter, dict[str, object]]()
+
+    def record_late(self: StoreCommitter, commit: Commit, *arguments: Any, **options: Any) -> EpochRecord:
+        made = record(self, commit, *arguments, **options)
+        checkpoint = dict(made.checkpoint)
+        known = before.get(self, {})
+        before[self] = {"sources": checkpoint["sources"]}
+        return made if commit.finished else replace(made, checkpoint=checkpoint | known)
+
+    return replaced(StoreCommitter, "_record", record_late)
+
+
+def sinks_before_the_store() -> AbstractContextManager[None]:
+    """Sinks make visible what they prepared, and then the store commits."""
+    usual = Coordinator._commit
+
+    def sinks_first(self: Coordinator, job: Any, acks: Any, fresh: Any, *, ended: bool) -> None:
+        for sink in job.sinks:
+            if id(sink) in fresh and not hasattr(sink.handle, "batches"):
+                sink.sink.commit(sink.handle)
+        usual(self, job, acks, fresh, ended=ended)
+
+    return replaced(Coordinator, "_commit", sinks_first)
+
+
+def commit_not_repeatable() -> AbstractContextManager[None]:
+    """A table does not remember which epochs it has."""
+
+    def always(self: SqliteSink, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
+        with self._transaction() as connection:
+            connection.execute(self.target.create_sql)
+            self._insert(connection, batches)
+
+    return replaced(SqliteSink, "apply", always)
+
+
+def rename_before_commit() -> AbstractContextManager[None]:
+    """A file gets its name when it is complete, not when its epoch is committed."""
+    prepare = FileSink.prepare
+
+    def prepare_and_show(self: FileSink, epoch: int) -> dict[str, object]:
+        handle = prepare(self, epoch)
+        self._publish(FileEpoch.of(handle).parts)
+        return handle
+
+    return replaced(FileSink, "prepare", prepare_and_show)
+
+
+def aborted_though_nobody_knows() -> AbstractContextManager[None]:
+    """After a commit of which nobody knows whether it is durable, sinks take back what they have prepared."""
+
+    def take_back(self: SinkTask) -> None:
+        if self._commit_now:
+            self.sink.commit(self.handle)
+        else:
+            self.sink.abort(self.handle)
+
+    return replaced(SinkTask, "settle", take_back)
