@@ -1,6 +1,6 @@
 """Prints every line of an acceptance list with its figure and its bar.
 
-    python benchmarks/acceptance.py A1 [--only NAME …] [--flights flights.csv] [--rows N] [--rounds N]
+    python benchmarks/acceptance.py A1|A2 [--only NAME …] [--flights flights.csv] [--rows N] [--rounds N]
 
 Without --only everything runs but `fresh` (clones the repository and runs make there: some minutes), which is asked
 for by name. Nothing else should run meanwhile. Exits with 1 when a line falls short.
@@ -21,6 +21,7 @@ from benchmarks.lines import Line, Options
 
 CHECKS: dict[str, Sequence[str]] = {
     "A1": ("flights", "cuts", "speed", "cost", "startup", "memory", "slow_sink", "fresh"),
+    "A2": ("torture", "checkpoints", "recovery", "latency", "audit"),
 }
 """By issue, the modules of benchmarks/<issue>/; each has `lines(options)`."""
 BY_NAME_ONLY = {"fresh"}
@@ -50,7 +51,8 @@ def _row(line: Line) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("issue", choices=CHECKS)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(CHECKS["A1"]))
+    names = "; ".join(f"{issue}: {', '.join(checks)}" for issue, checks in CHECKS.items())
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=names)
     parser.add_argument("--flights", type=Path, help="all flights of 2013 as a CSV file (not in the repository)")
     parser.add_argument("--work", type=Path, default=workload.default_work(), help="where data are made and kept")
     parser.add_argument("--rows", type=int, default=tumbling.ROWS)

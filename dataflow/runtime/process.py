@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 SWITCH_SECONDS, IMPATIENT_SECONDS = 1e-4, 1e-5
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -42,8 +43,9 @@ def impatient() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+@cache
 def _keep_freed_memory() -> None:
-    """Has no inverse: glibc forgets its own defaults. Elsewhere than on glibc there is nothing to set."""
+    """Once a process; has no inverse: glibc forgets its own defaults. Elsewhere than on glibc there is nothing to set."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

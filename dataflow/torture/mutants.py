@@ -17,7 +17,7 @@ import pyarrow as pa
 from dataflow.state import store as store_module
 from dataflow.state.catalog import Catalog
 from dataflow.state.log import reader
-from dataflow.state.log.recovery import Recovery, recover_partition
+from dataflow.state.log.recovery import Listing, Recovery, recover_partition
 from dataflow.state.log.segment import GrowingSegment, IndexEntry, MappedSegment, Partition, SegmentInfo
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.records import EpochRecord
@@ -191,8 +191,13 @@ def no_header_check() -> AbstractContextManager[None]:
 def cut_too_much() -> AbstractContextManager[None]:
     """A torn tail is cut off eight bytes below the published length."""
 
-    def recover(partition: Partition, listed: Sequence[SegmentInfo], next_offset: int) -> Recovery:
-        recovery = recover_partition(partition, listed, next_offset)
+    def recover(
+        partition: Partition,
+        listed: Sequence[SegmentInfo],
+        next_offset: int,
+        settle: Callable[[], Listing] | None = None,
+    ) -> Recovery:
+        recovery = recover_partition(partition, listed, next_offset, settle)
         for segment in listed[-1:] if recovery.torn_bytes else ():
             path = os.path.join(partition.directory, os.path.basename(segment.path))
             partition.system.disk.truncate(path, segment.published_bytes - 8)
