@@ -8,6 +8,7 @@ long before it runs, so every node keeps the `Origin` (file and line) of the cal
 from __future__ import annotations
 
 import difflib
+import errno
 import linecache
 import os
 import sys
@@ -125,6 +126,17 @@ class StoreError(DataflowError):
     """The store's directory, catalog or a segment is not as it must be."""
 
     code = "DF0601"
+
+
+class DiskFullError(StoreError):
+    """There is no room for something on the disk. Nothing of it was kept, and it may be tried again."""
+
+    code = "DF0609"
+
+    @classmethod
+    def or_other(cls, error: OSError) -> type[StoreError]:
+        """What kind of error this one of the disk is."""
+        return cls if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
 
 
 class RunError(DataflowError):

@@ -195,6 +195,9 @@ class Sink(Protocol):
       an earlier run of this pipeline has left behind.
     - `end()`: the input has ended for good, and the `prepare` that follows is the last one.
     - `close()`: the run is over.
+
+    With the attribute `waits_for_room = True` a `write` that raises DiskFullError has left nothing behind, and is asked
+    again until there is room.
     """
 
     def open(self, epoch: int) -> None: ...

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 import apsw
 import pyarrow as pa
 
-from dataflow.errors import StoreError
+from dataflow.errors import DiskFullError, StoreError
 from dataflow.state.frames import Frame
 from dataflow.state.layout import FILE_MODE, Layout
 from dataflow.state.log.segment import IndexEntry, SegmentInfo
@@ -66,6 +66,19 @@ CREATE TABLE ledger (pipeline TEXT NOT NULL, epoch INTEGER NOT NULL, commit_id I
 
 class UnfinishedCatalogError(Exception):
     """The making of the catalog was cut off, or goes on in another process: there is no store yet."""
+
+
+class DoubtfulCommitError(DiskFullError):
+    """The disk was full while a commit was written.
+
+    The next commit of this process takes its place; should there be none, it may count or not.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(
+            f"the store {root} has no room for a commit; it is not acknowledged, and nothing of it was taken back",
+            help="make room on the disk, then go on, or start again: the disk tells what was committed",
+        )
 
 
 class CorruptCatalogError(StoreError):
@@ -236,11 +249,16 @@ class Catalog:
                 raise
             try:
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 # What was written may or may not count. The next one to open the catalog decides that from the WAL, so
                 # closing must not tidy it away.
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                if isinstance(error, apsw.FullError):
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise DoubtfulCommitError(self._layout.root) from error
                 raise
+            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             return outcomes
 
     def settle(self) -> None:
@@ -575,11 +593,10 @@ def _case_clash(name: str, existing: str) -> StoreError:
 
 
 def _not_begun(layout: Layout, error: apsw.Error) -> StoreError:
-    return StoreError(
-        f"the catalog of the store {layout.root} did not take a commit ({error}); nothing was published",
-        code="DF0608",
-        help="is the disk full, or does another process hold the catalog? nothing is lost: start again",
-    )
+    what = f"the catalog of the store {layout.root} did not take a commit ({error}); nothing was published"
+    if isinstance(error, apsw.FullError):
+        return DiskFullError(what, help="make room on the disk, then go on")
+    return StoreError(what, code="DF0608", help="does another process hold the catalog? nothing is lost: start again")
 
 
 def _schema(arrow: bytes) -> pa.Schema:

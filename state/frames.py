@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dataflow.errors import StoreError
+from dataflow.errors import DiskFullError, StoreError
 from dataflow.state.layout import FILE_MODE, make_durable_dirs
 from dataflow.state.log.segment import checksum_of
 from dataflow.system import AppendFile, System
@@ -183,7 +183,7 @@ class FrameFiles:
             )
 
     def _not_written(self, owner: str, error: OSError) -> StoreError:
-        return StoreError(
+        return DiskFullError.or_other(error)(
             f"rows of {owner} could not be written below {self._directory} ({error.strerror}); nothing of them was "
             "kept",
             code="DF0609",

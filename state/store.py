@@ -408,9 +408,12 @@ class _Commit:
         self._error: StoreError | None = None
 
     def settle(self, outcome: int | StoreError) -> None:
-        """The transaction is durable, with this part of it or without."""
+        """The transaction is durable, with this part of it or without; or there was no room for it, and its writers
+        must not touch what it lists until it was tried again."""
+        from dataflow.state.catalog import DoubtfulCommitError
+
         is_in = isinstance(outcome, int)
-        for pending in self.request.pendings:
+        for pending in self.request.pendings if not isinstance(outcome, DoubtfulCommitError) else ():
             (pending.writer.mark_published if is_in else pending.writer.mark_refused)(pending)
         if isinstance(outcome, int):
             self._commit_id = outcome

@@ -27,6 +27,7 @@ from dataflow.system import System
 
 if TYPE_CHECKING:
     from dataflow.state.frames import Frame, FrameFiles
+    from dataflow.state.log.writer import Pending
     from dataflow.state.records import EpochRecord, PipelineState
     from dataflow.state.store import Store
     from dataflow.system import Lock
@@ -61,6 +62,17 @@ class Program:
     """Of each source: its columns and their types, as text."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An epoch that is ready to be committed."""
+
+    pendings: Sequence[Pending]
+    record: EpochRecord
+    frames: Mapping[int, Frame]
+    has_others: bool
+    """Whether sinks take part in it that commit after the store."""
+
+
 class StoreCommitter:
     """Commits the epochs of one pipeline. Used with `with`: holds the pipeline's lock in its store.
 
@@ -72,9 +84,10 @@ class StoreCommitter:
         self._lock: Lock | None = None
         self._files: FrameFiles | None = None
         self._unread: UnreadTopics | None = None
-        self._in_use: dict[int, Frame] = {}
+        self._attempt: _Attempt | None = None
+        self._in_use: Mapping[int, Frame] = {}
         """The frames of the last committed epoch, by number."""
-        self._counted: dict[str, StepCounts] = {}
+        self._counted: Mapping[str, StepCounts] = {}
         """The ledger up to the last committed epoch of this run."""
         self._unfinished: EpochRecord | None = None
         """The last epoch of a run whose input has ended, until its sinks have committed it."""
@@ -133,7 +146,7 @@ class StoreCommitter:
         self._close()
         self._files = files = self.store.frames(state, self.program.name)
         self._unread = UnreadTopics(self.store, self.program.name)
-        self._counted, self._unfinished = {}, None
+        self._counted, self._unfinished, self._attempt = {}, None, None
         frames = state.frames if state is not None else ()
         self._in_use = {frame.number: frame for frame in frames}
         files.forget(frames)
@@ -181,21 +194,31 @@ class StoreCommitter:
         require_balance(ledger)
         if self.store is None:
             return
+        if self._attempt is None or self._attempt.record.epoch != commit.epoch:
+            self._attempt = self._attempted(self.store, commit, ledger)
+        attempt = self._attempt
+        self.store.publish(attempt.pendings, epoch=attempt.record)
+        self._attempt = None
+        self._in_use, self._counted = attempt.frames, ledger
+        if self._files is not None:
+            self._files.forget(attempt.frames.values())
+        done = replace(attempt.record, epoch=commit.epoch + 1, finished=True, ledger={}, added=(), dropped=())
+        self._unfinished = done if commit.finished and attempt.has_others else None
+
+    def _attempted(self, store: Store, commit: Commit, ledger: Mapping[str, StepCounts]) -> _Attempt:
+        """Everything of an epoch but its commit, which may have to be tried again."""
         from dataflow.state.log.writer import Pending
 
         assert self._files is not None and self._unread is not None
         frames = self._written(commit.acks)
+        self._unread.rollback()  # what an attempt before this one has written
         unread = self._unread.prepare([batch for ack in commit.fresh for batch in ack.unread])
         self._files.sync()
         handles = {ack.sink: ack.handle for ack in commit.acks if ack.sink is not None}
         others = {name: _checked(name, one) for name, one in handles.items() if not isinstance(one, Pending)}
         record = self._record(commit, ledger, frames, others, finished=commit.finished and not others)
         pendings = [ack.handle for ack in commit.fresh if isinstance(ack.handle, Pending)]
-        self.store.publish([*pendings, *unread], epoch=record)
-        self._in_use, self._counted = frames, ledger
-        self._files.forget(frames.values())
-        done = replace(record, epoch=commit.epoch + 1, finished=True, ledger={}, added=(), dropped=())
-        self._unfinished = done if commit.finished and others else None
+        return _Attempt([*pendings, *unread], record, frames, bool(others))
 
     def _written(self, acks: Sequence[TaskAck]) -> dict[int, Frame]:
         """All frames that the epoch needs; what is in none yet is written."""

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from dataflow.errors import DiskFullError
 from dataflow.message import Barrier
 from dataflow.runtime.epoch import Commit, Committer, TaskAck
 from dataflow.runtime.job import Job
 from dataflow.runtime.process import impatient
+from dataflow.runtime.room import ROOM_SECONDS, Room
 from dataflow.runtime.task import Task
 from dataflow.system import Mutex, System
 
@@ -76,6 +78,7 @@ class Coordinator:
         self._due = self._leave_at = 0.0
         self.epochs = 0
         self.costs = EpochCosts()
+        self._room = Room(system.clock)
         self.stop_asked = False
         self.stopped = False
         """A barrier that stops has been sent."""
@@ -196,6 +199,15 @@ class Coordinator:
 
     def _timed(self, write: Callable[[], None]) -> None:
         began = self.system.clock.monotonic()
-        with impatient():
-            write()
+        while True:
+            try:
+                with impatient():
+                    write()
+                break
+            except DiskFullError as error:
+                if self.stop_asked or self.enough():
+                    raise
+                self._room.wait(error)
+                self.system.scheduler.sleep(ROOM_SECONDS)
+        self._room.found()
         self.costs.commit += self.system.clock.monotonic() - began

@@ -45,7 +45,7 @@ def impatient() -> Iterator[None]:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Once a process; has no inverse: glibc forgets its own defaults. Elsewhere than on glibc there is nothing to set."""
+    """Once a process. Has no inverse: glibc forgets its own defaults. Elsewhere there is nothing to set."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from dataflow.errors import DiskFullError
 from dataflow.message import Barrier, Batch, End
 from dataflow.operators.base import Receiver, Sink, SinkStaging, StepCounts
 from dataflow.runtime.channel import CHANNEL_ROWS_MAX, Pace
 from dataflow.runtime.epoch import Acks, TaskAck
+from dataflow.runtime.room import ROOM_SECONDS, Room
 from dataflow.runtime.task import Parts, Task, TaskPhase
 from dataflow.system import Clock
 
@@ -112,6 +114,7 @@ class _Writer(Receiver):
         self.sink, self.schema, self.counts, self.clock = sink, schema, counts, clock
         self.waiting: deque[pa.RecordBatch] = deque()
         self.pace = Pace(CHANNEL_ROWS_MAX)
+        self.room, self.paused_until = Room(clock), 0.0
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
@@ -123,10 +126,20 @@ class _Writer(Receiver):
         """Write one slice; false when nothing waits."""
         if not self.waiting:
             return False
+        began = self.clock.monotonic()
+        if began < self.paused_until:
+            return False
         batch = self.waiting[0]
         part = batch.slice(0, self.pace.rows_max)
-        began = self.clock.monotonic()
-        self.sink.write(part)
+        try:
+            self.sink.write(part)
+        except DiskFullError as error:
+            if not getattr(self.sink, "waits_for_room", False):
+                raise
+            self.room.wait(error)
+            self.paused_until = began + ROOM_SECONDS
+            return False
+        self.room.found()
         self.pace.measure(part.num_rows, self.clock.monotonic() - began)
         self.counts.passed += part.num_rows
         if part.num_rows == batch.num_rows:

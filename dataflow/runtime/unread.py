@@ -119,6 +119,11 @@ class UnreadTopics:
         known = {info.name: info.schema for info in self._store.topics()} if self._store.exists else {}
         return known.get(topic)
 
+    def rollback(self) -> None:
+        """Take back what was not published."""
+        for writer in self._writers.values():
+            writer.rollback()
+
     def close(self) -> None:
         """Take back what was not published, and free the topics."""
         for writer in self._writers.values():

@@ -44,6 +44,9 @@ class TopicSink:
     `prepare` returns a Pending for the run to publish when `store` is the run's (`publishes` is false).
     """
 
+    waits_for_room = True
+    """A batch that finds the disk full leaves the writer as it was."""
+
     def __init__(self, topic: str, store: Store, schema: pa.Schema, *, publishes: bool, closes: bool = False) -> None:
         self.topic, self.store = topic, store
         self.publishes, self.closes = publishes, closes

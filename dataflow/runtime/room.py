@@ -1,0 +1,40 @@
+"""A full disk is a pause: what needs room waits until there is some, and backpressure does the rest.
+
+Only what left nothing behind when it failed may be tried again (`DiskFullError` says so). The wait has an end, since
+nobody may be there to make room, and a run that stands still without a word would be worse than one that fails.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dataflow.errors import DiskFullError
+from dataflow.system import Clock
+
+ROOM_SECONDS = 1.0
+"""Between two looks whether there is room."""
+FULL_SECONDS_MAX = 600.0
+"""Then the run fails, with what it has committed."""
+
+
+class Room:
+    """Whether something waits for room, and since when."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def wait(self, error: DiskFullError) -> None:
+        """There was no room; raises the error when that has been so for too long."""
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since = now
+            sys.stderr.write(f"the disk is full: {error.message}; waiting for room, nothing is lost\n")
+        elif now - self._since > FULL_SECONDS_MAX:
+            raise error
+
+    def found(self) -> None:
+        """There was room."""
+        if self._since is not None:
+            self._since = None
+            sys.stderr.write("there is room on the disk again: going on\n")
