@@ -252,7 +252,8 @@ class Store:
 
     def _catalog_if_made(self) -> Catalog | None:
         """The open catalog; None while there is none, or its making has not come to its end."""
-        from dataflow.state.catalog import Catalog, UnfinishedCatalogError
+        from dataflow.state.catalog import Catalog
+        from dataflow.state.catalog_database import UnfinishedCatalogError
 
         if self._opened is not None:
             return self._opened
@@ -266,7 +267,7 @@ class Store:
             return self._opened
 
     def _create(self) -> None:
-        from dataflow.state.catalog import create_catalog
+        from dataflow.state.catalog_database import create_catalog
 
         self._check_is_free()
         with self._told_errors("its catalog"):
@@ -410,7 +411,7 @@ class _Commit:
     def settle(self, outcome: int | StoreError) -> None:
         """The transaction is durable, with this part of it or without; or there was no room for it, and its writers
         must not touch what it lists until it was tried again."""
-        from dataflow.state.catalog import DoubtfulCommitError
+        from dataflow.state.catalog_database import DoubtfulCommitError
 
         is_in = isinstance(outcome, int)
         for pending in self.request.pendings if not isinstance(outcome, DoubtfulCommitError) else ():

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from dataflow.errors import StoreError
-from dataflow.state.catalog import CorruptCatalogError
+from dataflow.state.catalog_database import CorruptCatalogError
 from dataflow.state.frames import Frame
 from dataflow.state.log.recovery import Recovery, recover_partition
 from dataflow.state.log.segment import CorruptSegmentError, Partition
