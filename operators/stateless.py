@@ -101,8 +101,18 @@ class ProjectSpec(StatelessSpec):
         schema = self._output_schema(source.schema)
         moved = {expr.name: name for name, expr in self.columns if isinstance(expr, Column)}
         return StreamType(
-            schema, self._event_time(source, moved), source.bounded, _order_keys(source, schema, self.keep, moved)
+            schema, self._event_time(source, moved), source.bounded, self._order_keys(source, schema, moved)
         )
+
+    def _order_keys(self, source: StreamType, schema: pa.Schema, moved: Mapping[str, str]) -> tuple[str, ...] | None:
+        """The columns that order derived rows of one time: their keys, as long as they are what they were."""
+        if source.order_keys is None:
+            return None
+        renamed = [moved.get(key, key) for key in source.order_keys]
+        pairs = zip(renamed, source.order_keys, strict=True)
+        if all(new in schema.names and self.column_origin(new) == old for new, old in pairs):
+            return tuple(renamed)
+        return tuple(schema.names)  # without its keys, only a row's other columns can order it
 
     def _refuse_twice(self) -> None:
         names = [name for name, _ in self.columns]
@@ -262,7 +272,7 @@ class UnionSpec(StatelessSpec):
             self.schema,
             times.pop() if len(times) == 1 else None,
             all(one.bounded for one in inputs),
-            orders.pop() if len(orders) == 1 else tuple(self.schema.names),
+            None if orders == {None} else tuple(self.schema.names),  # two streams may have rows of one time and key
         )
 
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
@@ -303,12 +313,3 @@ def require_column(name: str, schema: pa.Schema, verb: str) -> pa.Field:
 
 def _is_same(name: str, expr: Expr) -> bool:
     return isinstance(expr, Column) and expr.name == name
-
-
-def _order_keys(source: StreamType, schema: pa.Schema, keep: bool, moved: Mapping[str, str]) -> tuple[str, ...] | None:
-    if source.order_keys is None:
-        return None
-    renamed = [moved.get(key, key) for key in source.order_keys]
-    if all(key in schema.names for key in renamed):
-        return tuple(renamed)
-    return tuple(schema.names)  # without its keys, only a row's other columns can order it

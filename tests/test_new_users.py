@@ -142,3 +142,18 @@ def test_what_is_told_of_late_rows_does_not_show_which_times_were_decoded(
     told = capfd.readouterr().err.splitlines()
     assert told[0].endswith("3 late rows left the pipeline unread (`.late` reads them):")
     assert [line.strip().partition("=")[0] for line in told[1:]] == ["at"] * 3
+
+
+def test_rows_of_a_window_whose_keys_were_replaced_are_ordered_by_what_is_left() -> None:
+    times = pa.array([0, 0, 0, 0, 1], pa.timestamp("us"))
+    rows = flow.from_arrow(pa.table({"t": times, "k": list("abcab"), "v": [3, 1, 2, 5, 4]}))
+    windows = rows.watermark("t").window(flow.tumbling("1s"), by="k").agg(n=col.v.sum(), count=count())
+    same = windows.derive(k=flow.lit("x")).window(flow.tumbling("1m"), by="k")
+    answers = {
+        str(same.agg(first=col.n.first(), last=col.n.last()).collect(workers=workers).to_pylist())
+        for workers in (1, 2, 3, 4)
+        for _ in range(3)
+    }
+    assert len(answers) == 1
+    both = windows.union(windows.derive(n=col.n * 10)).window(flow.tumbling("1m")).agg(first=col.n.first())
+    assert len({str(both.collect(workers=workers).to_pylist()) for workers in (1, 2, 4)}) == 1

@@ -142,7 +142,8 @@ class WindowAggregateSpec(OperatorSpec):
     def columns_needed(self, wanted: frozenset[str], input_type: StreamType) -> frozenset[str]:
         assert input_type.event_time is not None
         inputs = (aggregate.columns() for _, aggregate in self.aggregates)
-        return frozenset({*self.by, input_type.event_time.column}).union(*inputs)
+        order = input_type.order_keys if input_type.order_keys and self.bind(input_type).needs_order else ()
+        return frozenset({*self.by, input_type.event_time.column, *order}).union(*inputs)
 
     def describe(self) -> str:
         keys = f" by {', '.join(self.by)}" if self.by else ""
