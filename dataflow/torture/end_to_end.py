@@ -66,7 +66,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
                     break
                 with reporter.trial(number) as tally:
                     has_ended = kill_once(root, rows, chance, tally, f"seed {seed}, kill {number}")
-                done, number = done + 1, number + 1
+                done, number = done + tally.faults, number + 1
             with reporter.trial(number) as tally:
                 tally.trials = 0
                 judge(root, folder, rows, follower, tally, f"seed {seed}, before kill {number}")
