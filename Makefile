@@ -57,6 +57,7 @@ bench: .venv/ready-dev
 
 acceptance: .venv/ready-dev
 	$(BIN)/python benchmarks/acceptance.py A1
+	$(BIN)/python benchmarks/acceptance.py A2
 
 clean:
 	rm -rf .venv $(STORE) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
