@@ -150,7 +150,9 @@ class Coordinator:
             self.gave_up = True
             return
         stops = self.stop_asked or (self.to_head and job.at_head)
-        if self._round is None and not job.over and (now >= self._due or (stops and not self.stopped)):
+        if self.stopped:  # nothing comes after it, and nobody is left to cut the input once more
+            return
+        if self._round is None and not job.over and (now >= self._due or stops):
             self._begin(job, stops)
             self._due = now + self.interval_seconds
 

@@ -2,7 +2,7 @@
 
 One thread, a clock that only moves when somebody waits, a disk in memory: all order comes from the seed, so a failure
 is a number, and the same number fails again (`dataflow torture --row 14 --seed S --trials 1`). A trial builds a
-pipeline by lot, runs it undisturbed, then with kills, power cuts, failing syncs, full disks and readers that break off,
+pipeline by lot, runs it undisturbed, then with kills, power cuts, stops, failing syncs, full disks and broken readers,
 each at a moment drawn by lot, until it has come to its end in spite of them. What came out must be what the first run
 gave; and the undisturbed run is made twice, which must give one and the same trace.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -23,9 +24,12 @@ import pyarrow as pa
 import dataflow as flow
 from dataflow import col, count
 from dataflow.errors import DataflowError
+from dataflow.runtime import channel
 from dataflow.state.store import Store
 from dataflow.system import SimulatedSystem
+from dataflow.system.simulated import SimulatedClock
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
+from dataflow.torture.pipeline_mutants import replaced
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, Refusal, closing_quietly
 
@@ -36,6 +40,9 @@ RUNS_MAX = 12
 CHANGES_MAX = 250
 """Of the disk, within which a fault comes."""
 ROWS_MAX = 400
+SLOW_SECONDS = 0.002
+HELPING_ROWS = 16
+"""The first helping of a receiver, so that units of a few hundred rows are cut too."""
 SCHEMA = pa.schema({"at": pa.timestamp("us"), "key": pa.int64(), "name": pa.string(), "value": pa.float64()})
 
 
@@ -60,7 +67,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
 def try_once(seed: int, tally: Tally) -> None:
     """One trial: a pipeline, with and without faults."""
     where = f"seed {seed}"
-    with closing_quietly(), silent():
+    with closing_quietly(), silent(), replaced(channel, "ROWS_BEFORE_MEASURED", HELPING_ROWS):
         job = Job(random.Random(seed))
         trace, expected = undisturbed(job, seed)
         if undisturbed(job, seed) != (trace, expected):
@@ -74,6 +81,7 @@ Content = dict[str, list[tuple[object, ...]]]
 def undisturbed(job: Job, seed: int) -> tuple[str, Content]:
     """One run without faults, with one worker."""
     system = SimulatedSystem(seed)
+    job.clock = system.clock
     job.pipeline().run(store=STORE, system=system, workers=1)
     return system.trace, content(system)
 
@@ -85,12 +93,13 @@ def disturbed(job: Job, seed: int, expected: Content, tally: Tally, where: str) 
     for number in range(RUNS_MAX):
         fault = faults.pop(0) if faults else Fault("none")
         workers, interval = chance.randint(1, 4), f"{chance.choice((1, 3, 10, 50))}ms"
+        job.clock = system.clock
         job.batch_rows, job.reads_left = chance.choice((1, 7, 40, 1_000)), fault.reads_left
         try:
-            job.pipeline().run(
+            result = job.pipeline().run(
                 store=STORE, system=FaultySystem(system, fault), workers=workers, checkpoint_interval=interval
             )
-            has_ended = True
+            has_ended = result.stopped is None
         except KilledError:
             has_ended = False
         except DataflowError as error:
@@ -187,7 +196,7 @@ class Fault:
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Fault:
-        kind = chance.choice(("kill", "power", "kill", "power", "sync", "full", "reader"))
+        kind = chance.choice(("kill", "power", "kill", "power", "sync", "full", "reader", "stop", "stop"))
         reads = chance.randint(0, 30) if kind == "reader" else None
         return cls(kind, chance.randint(0, CHANGES_MAX), reads, heals_after=chance.choice((0, 1, 3)))
 
@@ -215,6 +224,9 @@ class Fault:
         if self.kind in ("kill", "power"):
             self.has_fired = True
             raise KilledError
+        if self.kind == "stop" and not self.has_fired:
+            self.has_fired = True
+            signal.raise_signal(signal.SIGTERM)
         return None
 
 
@@ -232,6 +244,7 @@ class Job:
     chance: random.Random
     batch_rows: int = 50
     reads_left: int | None = None
+    clock: SimulatedClock | None = None
     tables: list[dict[str, pa.RecordBatch]] = field(default_factory=list)
     steps: list[Callable[[flow.Stream], flow.Stream]] = field(default_factory=list)
 
@@ -244,6 +257,7 @@ class Job:
         self.filters = chance.random() < 0.5
         self.keeps_late = chance.random() < 0.5
         self.copies_rows = chance.random() < 0.5
+        self.is_slow = chance.random() < 0.15
         self.writes_files, self.writes_table = chance.random() < 0.4, chance.random() < 0.3
 
     @property
@@ -257,6 +271,8 @@ class Job:
             rows = flow.read(_Source(f"source{number}", tables, self)).filter(col.key >= 0).named(f"first{number}")
             streams.append(rows.derive(value=col.value * 2))
         rows = streams[0] if len(streams) == 1 else streams[0].union(*streams[1:])
+        if self.is_slow:
+            sinks.append(rows.to(_Slow(self), name="slow"))
         if self.copies_rows:
             sinks.append(rows.write_topic("rows"))
         if self.filters:
@@ -272,6 +288,30 @@ class Job:
         if self.writes_table:
             sinks.append(made.write_sqlite(TABLE, "windows"))
         return flow.Pipeline(NAME, *sinks)
+
+
+class _Slow:
+    """Takes its time for each row and for each commit, so that epochs end inside of units."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def open(self, epoch: int) -> None:
+        pass
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        assert self.job.clock is not None
+        self.job.clock.advance(batch.num_rows * SLOW_SECONDS)
+
+    def prepare(self, epoch: int) -> object:
+        return epoch
+
+    def commit(self, handle: object) -> None:
+        assert self.job.clock is not None
+        self.job.clock.advance(10 * SLOW_SECONDS)
+
+    def abort(self, handle: object) -> None:
+        pass
 
 
 def _window(chance: random.Random) -> Callable[[flow.Stream], flow.Stream]:

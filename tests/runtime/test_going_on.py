@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -255,3 +258,37 @@ def test_until_head_without_a_store_writes_what_is_there(tmp_path: Path) -> None
     path = tmp_path / "out.csv"
     flow.Pipeline("job", flow.from_rows([{"n": 1}, {"n": 2}]).write_csv(path)).run(until="head")
     assert path.read_text().split() == ["n", "1", "2"]
+
+
+class SlowToCommit(FailingSink):
+    """Takes longer for a commit than the time between two epochs, and has the run stopped after some rows."""
+
+    def __init__(self, stops_after: int | None) -> None:
+        super().__init__(failures=0)
+        self.stops_after = stops_after
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        super().write(batch)
+        time.sleep(4e-5 * batch.num_rows)
+        if self.stops_after is not None and self.rows + self.written > self.stops_after:
+            self.stops_after = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def commit(self, handle: object) -> None:
+        time.sleep(0.2)
+        super().commit(handle)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_in_the_middle_of_a_unit_keeps_the_rest_for_the_next_run(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"n": range(100_000)}), path)
+
+    def run(stops_after: int | None) -> flow.RunResult:
+        rows = flow.read_parquet(path)
+        sinks = rows.write_topic("t"), rows.to(SlowToCommit(stops_after), name="slow")
+        return flow.Pipeline("job", *sinks).run(store=tmp_path / "s", checkpoint_interval="50ms", workers=workers)
+
+    assert run(20_000).stopped == "SIGTERM"
+    assert run(None).stopped is None
+    assert flow.Store(tmp_path / "s").read("t")["n"].to_pylist() == list(range(100_000))
