@@ -130,7 +130,8 @@ class Coordinator:
             self._changed.clear()
             self.turn(job)
             if not job.over:
-                self._changed.wait(min(WAIT_SECONDS, max(self._due - clock.monotonic(), 0.001)))
+                due = WAIT_SECONDS if self.stopped else max(self._due - clock.monotonic(), 0.001)
+                self._changed.wait(min(WAIT_SECONDS, due))
 
     def begin(self, job: Job) -> None:
         """The clock of the epochs starts. Before the job does."""
