@@ -260,6 +260,12 @@ class Job:
             )
         except DataflowError as error:
             raise error.at(node.origin) from None
+        except Exception as error:
+            raise RunError(
+                f"{node.label} could not begin: {type(error).__name__}: {error}",
+                help="the last commit stands; what the sink has not finished comes again with the next run",
+                origin=node.origin,
+            ) from error
         self._restored(task)
         self.sinks.append(task)
         return task

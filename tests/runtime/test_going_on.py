@@ -292,3 +292,22 @@ def test_a_stop_in_the_middle_of_a_unit_keeps_the_rest_for_the_next_run(tmp_path
     assert run(20_000).stopped == "SIGTERM"
     assert run(None).stopped is None
     assert flow.Store(tmp_path / "s").read("t")["n"].to_pylist() == list(range(100_000))
+
+
+def test_a_sink_that_fails_to_recover_is_told_and_tried_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def notify(batch: pa.RecordBatch, epoch: int) -> None:
+        calls.append(epoch)
+        if len(calls) <= 4:
+            raise OSError("server is down")
+
+    def run(restarts: int) -> flow.RunResult:
+        rows = flow.from_arrow(pa.table({"n": [1]}), name="rows")
+        return flow.Pipeline("job", rows.write_callback(notify)).run(store=tmp_path, restarts=restarts)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="server is down"):
+            run(0)
+    assert len(calls) >= 2
+    assert run(2).restarts <= 2
