@@ -84,8 +84,8 @@ class CsvSource:
         types = types or {known.names[0]: pa.binary()}
         reading = _Reading(self.format, Columns(known.names, types, known.expected_by, known.inferred), request.columns)
         paths = self._paths(request.system)
-        marks = self.files.marks(paths, request.system)
         at = None if position is None else _At(**cast(dict[str, Any], position))
+        marks = self.files.marks(paths, request.system, None if at is None else at.mark)
         begin = 0 if at is None else self.files.check(at.mark, paths, request.system)
         before = 0 if at is None else at.before
         for number in range(begin, len(paths)):

@@ -69,9 +69,9 @@ class Files:
         """What names the files; not what they are, since they may grow."""
         return self.given
 
-    def marks(self, paths: Sequence[str], system: System) -> Marks:
-        """How each of these files is known again."""
-        return Marks(paths, system)
+    def marks(self, paths: Sequence[str], system: System, after: FileMark | None = None) -> Marks:
+        """How each of these files is known again; `after` is the mark where reading goes on."""
+        return Marks(paths, system, after)
 
     def check(self, mark: FileMark, paths: Sequence[str], system: System) -> int:
         """The number of the marked file among the files of today; raises when what was read is not there any more, or
@@ -84,9 +84,10 @@ class Files:
         number = paths.index(mark.path)
         if number != mark.number or Marks(paths, system).before(number) != mark.before:
             raise ConnectorError(
-                f"the files before {mark.path} are not those that were read: {mark.number} then, {number} now; files "
-                "that come before it would never be read",
-                help="give new files names that sort behind the others; or start from the beginning with `restart`",
+                f"the files before {mark.path} are not those that were read ({mark.number} then, {number} now), or one "
+                "of them has another size: what came to them would never be read",
+                help="write only to the last file, and give new files names that sort behind it; or start from the "
+                "beginning with `restart`",
             )
         content = system.disk.map(mark.path)
         if content.size < mark.prefix_bytes or _prefix(content, mark.prefix_bytes) != (mark.prefix_bytes, mark.prefix):
@@ -113,20 +114,26 @@ class FileMark:
 class Marks:
     """The marks of some files, made one after the other."""
 
-    def __init__(self, paths: Sequence[str], system: System) -> None:
+    def __init__(self, paths: Sequence[str], system: System, after: FileMark | None = None) -> None:
         self._paths, self._system = paths, system
-        self._before = [_hash_of(b"")]
+        self._before = {0: _hash_of(b"")} if after is None else {after.number: after.before}
 
     def before(self, number: int) -> str:
-        """A hash of the paths before the file of this number."""
-        while len(self._before) <= number:
-            self._before.append(_hash_of((self._before[-1] + self._paths[len(self._before) - 1]).encode()))
+        """A hash of the paths before the file of this number, and of their sizes as they were when they were read."""
+        last = max(known for known in self._before if known <= number)
+        for earlier in range(last, number):
+            self._add(earlier, self._system.disk.size(self._paths[earlier]))
         return self._before[number]
+
+    def _add(self, number: int, size: int) -> None:
+        told = f"{self._before[number]}{self._paths[number]}\0{size}"
+        self._before.setdefault(number + 1, _hash_of(told.encode()))
 
     def of(self, number: int) -> FileMark:
         """What a later run wants to find unchanged when it goes on in the file of this number."""
-        content = self._system.disk.map(self._paths[number])
-        return FileMark(self._paths[number], number, self.before(number), *_prefix(content, content.size))
+        content, before = self._system.disk.map(self._paths[number]), self.before(number)
+        self._add(number, content.size)
+        return FileMark(self._paths[number], number, before, *_prefix(content, content.size))
 
 
 def _prefix(content: pa.Buffer, size: int) -> tuple[int, str]:

@@ -72,8 +72,8 @@ class ParquetSource:
 
     def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[RowGroups]:
         paths = self.files.paths(request.system)
-        marks = self.files.marks(paths, request.system)
         at = None if position is None else _At(**cast(dict[str, Any], position))
+        marks = self.files.marks(paths, request.system, None if at is None else at.mark)
         start = 0 if at is None else self.files.check(at.mark, paths, request.system)
         first, begin = (0, 0) if at is None else (at.first, at.rows)
         known: tuple[str, pa.Schema] | None = None

@@ -87,7 +87,11 @@ def test_a_file_that_comes_before_those_that_were_read_is_refused(tmp_path: Path
     (tmp_path / "d").write_bytes(b"d")
     assert files.check(mark, files.paths(SYSTEM), SYSTEM) == 1
     (tmp_path / "a").write_bytes(b"a")
-    with pytest.raises(ConnectorError, match="files that come before it would never be read"):
+    with pytest.raises(ConnectorError, match="what came to them would never be read"):
+        files.check(mark, files.paths(SYSTEM), SYSTEM)
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").write_bytes(b"longer")
+    with pytest.raises(ConnectorError, match="one of them has another size"):
         files.check(mark, files.paths(SYSTEM), SYSTEM)
     (tmp_path / "c").unlink()
     with pytest.raises(ConnectorError, match="is not there any more"):
