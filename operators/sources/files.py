@@ -120,9 +120,9 @@ class Marks:
 
     def before(self, number: int) -> str:
         """A hash of the paths before the file of this number, and of their sizes as they were when they were read."""
-        last = max(known for known in self._before if known <= number)
-        for earlier in range(last, number):
-            self._add(earlier, self._system.disk.size(self._paths[earlier]))
+        if number not in self._before:
+            for earlier in range(max(known for known in self._before if known < number), number):
+                self._add(earlier, self._system.disk.size(self._paths[earlier]))
         return self._before[number]
 
     def _add(self, number: int, size: int) -> None:

@@ -63,15 +63,25 @@ def test_until_head_leaves_windows_open_and_goes_on_with_what_has_come_since(tmp
     assert counted(path).run(store=store).already_finished
 
 
-def test_a_row_that_was_cut_in_two_when_the_file_was_read_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_is_half_written_waits_for_its_end(tmp_path: Path) -> None:
     path, store = tmp_path / "in.csv", tmp_path / "store"
     path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1")
-    assert counted(path).run(store=store, until="head").rows_in == 2
-    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,12\n")
-    with pytest.raises(flow.DataflowError, match="in the middle of a row"):
-        counted(path).run(store=store, until="head")
-    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1\n1970-01-01T00:00:02,1\n")
     assert counted(path).run(store=store, until="head").rows_in == 1
+    assert counted(path).run(store=store, until="head").rows_in == 0
+    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,12\n1970-01-01T00:00:02,1\n")
+    assert counted(path).run(store=store, until="head").rows_in == 2
+
+
+def test_a_row_that_went_on_after_it_was_read_is_refused(tmp_path: Path) -> None:
+    path, store = tmp_path / "in.csv", tmp_path / "store"
+    path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1")
+    with pytest.raises(RunError, match="no network"):
+        rows = flow.read_csv(path, schema={"at": "timestamp[us]", "n": "int64"})
+        flow.Pipeline("job", rows.to(Unsteady(), name="sink")).run(store=store)
+    with path.open("a") as file:
+        file.write("2\n")
+    with pytest.raises(flow.DataflowError, match="in the middle of a row"):
+        flow.Pipeline("job", rows.to(FailingSink(failures=0), name="sink")).run(store=store)
 
 
 def test_a_finished_run_is_done_and_more_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +193,16 @@ class FailingSink:
 
     def abort(self, handle: object) -> None:
         self.written = 0
+
+
+class Unsteady(FailingSink):
+    """Fails once the store has committed the last epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(failures=0)
+
+    def commit(self, handle: object) -> None:
+        raise OSError("no network")
 
 
 def test_a_run_begins_again_as_often_as_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
