@@ -102,7 +102,7 @@ class Specimen:
         """A damage by chance."""
         classes = [name for name in WEIGHTS if name in self._by_class]
         file_class = chance.choices(classes, [WEIGHTS[name] for name in classes])[0]
-        if file_class == "segment" and chance.randrange(SWAPS_SHARE) == 0:
+        if file_class == "segment" and len(self._by_class["segment"]) > 1 and chance.randrange(SWAPS_SHARE) == 0:
             return self._swap(chance)
         name = chance.choice(self._by_class[file_class])
         content = bytearray(self._files[name])
