@@ -6,6 +6,7 @@ line. A stream is a value; using one twice reads its common part once.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -334,6 +335,7 @@ class Stream:
             all_or_nothing=True,
             delivery=_delivery(delivery),
             target=(target.path, table, target.key),
+            alone_in=os.path.abspath(target.path),
         )
         return self._sink(spec)
 
@@ -399,6 +401,7 @@ class Stream:
             all_or_nothing=True,
             delivery=_delivery(delivery),
             target=(target.path, mode, target.partition_by),
+            alone_in=None if target.is_directory else os.path.abspath(target.path),
         )
         return self._sink(spec)
 

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import cast
 
 from dataflow.errors import PlanError
-from dataflow.graph.nodes import Node, Port, check_names, in_order
+from dataflow.graph.nodes import Node, Port, check_names, check_places, in_order
 from dataflow.graph.render import graph_text
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import (
@@ -116,6 +116,7 @@ class _Planner:
     def __init__(self, sinks: Sequence[Node], workers: int) -> None:
         self.nodes = in_order(sinks)
         check_names(self.nodes)
+        check_places(self.nodes)
         self.workers = workers
         self.wanted = columns_wanted(self.nodes)
         self.ordered = _sources_needing_positions(self.nodes)

@@ -108,6 +108,20 @@ def check_names(nodes: Iterable[Node]) -> None:
             ).at(node.origin)
 
 
+def check_places(nodes: Iterable[Node]) -> None:
+    """Refuse two sinks on one file."""
+    known: dict[str, Node] = {}
+    for node in nodes:
+        place = node.spec.alone_in if isinstance(node.spec, SinkSpec) else None
+        other = known.setdefault(place, node) if place is not None else node
+        if other is not node:
+            raise PlanError(
+                f"two sinks write {place}: here and at {other.origin}; only one could",
+                code="DF0405",
+                help="name another file; rows of two streams go into one by `.union`",
+            ).at(node.origin)
+
+
 def graph_hash(sinks: Iterable[Node]) -> str:
     """Equal for equal graphs in any process: what the steps do and how they hang together, not where they stand."""
     nodes = in_order(sinks)
