@@ -69,6 +69,8 @@ def try_once(seed: int, tally: Tally) -> None:
     where = f"seed {seed}"
     job = Job(random.Random(seed))
     helping = HELPING_ROWS if job.is_slow else channel.ROWS_BEFORE_MEASURED
+    # A stop that comes before a run listens, or after, finds nobody.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with closing_quietly(), silent(), replaced(channel, "ROWS_BEFORE_MEASURED", helping):
         trace, expected = undisturbed(job, seed)
         if undisturbed(job, seed) != (trace, expected):
