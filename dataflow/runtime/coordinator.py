@@ -144,7 +144,8 @@ class Coordinator:
         """Commit what is complete; begin what is due."""
         self._commit_if_complete(job)
         now = self.system.clock.monotonic()
-        self.stop_asked = self.stop_asked or self.enough()
+        if self.enough():  # only ever set: a signal may come at any moment, and must not be overwritten
+            self.stop_asked = True
         if self.stop_asked and not self._leave_at:
             self._leave_at = now + STOP_SECONDS_MAX
         if self._leave_at and now >= self._leave_at:

@@ -344,3 +344,22 @@ def test_two_sinks_on_one_file_are_refused_before_anything_is_read(tmp_path: Pat
     parts = [rows.write_csv(f"{tmp_path}/out/", name=name) for name in ("one", "two")]
     flow.Pipeline("parts", *parts).run(store=tmp_path / "s")
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_signal_that_comes_while_the_coordinator_looks_is_not_overwritten() -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from dataflow.runtime.coordinator import Coordinator
+    from dataflow.runtime.job import Job
+
+    def interrupted() -> bool:
+        coordinator.stop()  # as a signal's handler would, between the look and what follows from it
+        return False
+
+    committer = SimpleNamespace(stage=lambda acks: None, commit=lambda commit: None)
+    coordinator = Coordinator(RealSystem(), committer, 60.0, interrupted)
+    job = SimpleNamespace(tasks=[], sinks=[], over=True, at_head=False)
+    coordinator.begin(cast(Job, job))
+    coordinator.turn(cast(Job, job))
+    assert coordinator.stop_asked
