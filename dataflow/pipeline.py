@@ -323,6 +323,8 @@ class _Run:
             )
         committer.finish()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
+        if coordinator.stopped:
+            _tell_left_behind(job)
         result = self._result(job, coordinator, stopped)
         _tell_unread(result.unread, self.pipeline.name if resume.durable else None)
         return result
@@ -361,6 +363,17 @@ class _Run:
                 help="give the pipeline another name, or begin again with `restart`; input that grows is read with "
                 '`until="head"`, which leaves windows open',
             ).at(grown.origin)
+
+
+def _tell_left_behind(job: Job) -> None:
+    """A generator cannot be asked for its rows again: those that a stop came too early for are told of."""
+    for name, dispenser in job.dispensers.items():
+        if rows := dispenser.left_behind():
+            what = "1 row" if rows == 1 else f"{rows} rows"
+            sys.stderr.write(
+                f"`{name}`: {what} behind the last commit came from its generator before the run was stopped, and "
+                "were not used; a generator gives its rows only once\n"
+            )
 
 
 def _tell_unread(unread: tuple[UnreadRows, ...], kept_by: str | None) -> None:

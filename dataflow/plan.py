@@ -143,17 +143,15 @@ class _Planner:
         return stage
 
     def _add_source(self, node: Node, spec: SourceSpec) -> None:
-        blocking = spec.source.blocking
         wanted = self.wanted[id(node), "out"]
         names = tuple(name for name in spec.schema.names if name in wanted)
         stage = self._stage(
-            1 if blocking else self.workers,
+            self.workers,
             source=node,
             columns=names,
             dictionary=_dictionary_columns(node, self.nodes) & wanted,
             positions=id(node) in self.ordered,
             times=_times_request(node, self.nodes) if spec.source.knows_times else None,
-            own_thread=blocking,
         )
         stage.partitions.add(stage.number)
         self.branches[id(node), "out"] = [Branch(stage, stage.roots, _pruned(node.type, wanted))]

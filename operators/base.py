@@ -116,7 +116,7 @@ class SplitSource(Protocol):
     def bounded(self) -> bool: ...
     @property
     def blocking(self) -> bool:
-        """True when handing out a split may wait for somebody else (a generator, a socket): it gets a thread."""
+        """True when it waits for somebody else (a generator, a socket), and so is read by a thread of its own."""
         ...
 
     @property

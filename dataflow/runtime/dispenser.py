@@ -65,6 +65,7 @@ class Dispenser:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         known = positions or {}
+        self.source = source
         names = list(source.partitions(request))
         self.partitions = {first_partition + i: name for i, name in enumerate(names)}
         self._partitions = [
@@ -93,6 +94,18 @@ class Dispenser:
     def at_head(self) -> bool:
         """Whether all that is there has been handed on; only in a run that ends there."""
         return self._to_head and not self._turns and not self._outstanding
+
+    def close(self) -> None:
+        """Read no more. After all tasks have left."""
+        for partition in self._partitions:
+            close = getattr(partition.splits, "close", None)
+            if close is not None:
+                close()
+
+    def left_behind(self) -> int:
+        """How many rows the source has given that are in no epoch and will not come again."""
+        count = getattr(self.source, "left_behind", None)
+        return 0 if count is None else sum(count(partition.position) for partition in self._partitions)
 
     # ── epochs ──
 

@@ -357,7 +357,10 @@ class Job:
 
     def close(self) -> None:
         """Finish what the store has committed, take back what it has not, and let the sinks go. The workers have
-        stopped; a sink that is still inside of a call is left to it."""
+        stopped; a source or sink that is still inside of a call is left to it."""
+        if all(worker.left for worker in self.workers):
+            for dispenser in self.dispensers.values():
+                dispenser.close()
         busy = {id(task) for worker in self.workers if not worker.left for task in worker.tasks}
         for task in self.sinks:
             if self._threads and id(task) in busy:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from dataflow.errors import ConnectorError, TypeMismatchError
 from dataflow.operators.base import EndOfInput, Idle, Position, ReadRequest, Source, SourceReader, paced
 from dataflow.operators.sources.arrow import ArrowSplit, asked_types
+from dataflow.operators.sources.pump import Pump
 from dataflow.schema import plain_schema, to_schema, type_name
 from dataflow.system import System
 
@@ -60,6 +61,32 @@ class UserSource:
                 "return a reader: read(rows_max), position()",
             )
         types = asked_types(self._schema, request)
+        for one in self._reads(reader, request, skipped):
+            if isinstance(one, Idle):
+                yield one
+                continue
+            found, after = one
+            begin, skipped = min(skipped, found.num_rows), max(skipped - found.num_rows, 0)
+            for start, length in paced(found.num_rows - begin, request):
+                part = found.slice(begin + start, length)
+                yield UserSplit(part, types, first, before, begin + start, after, found.num_rows)
+                first += part.num_rows
+            before = after
+
+    def _reads(
+        self, reader: SourceReader, request: ReadRequest, skipped: int
+    ) -> Iterator[tuple[pa.RecordBatch, object] | Idle]:
+        """What the reader gives, with its position after each batch."""
+        reads = self._read(reader, request, skipped)
+        if not self.blocking:
+            yield from reads
+            return
+        for taken in Pump(reads, lambda: 1, request.system, self.name):
+            yield taken if isinstance(taken, Idle) else taken[0]
+
+    def _read(
+        self, reader: SourceReader, request: ReadRequest, skipped: int
+    ) -> Iterator[tuple[pa.RecordBatch, object] | Idle]:
         while not isinstance(found := reader.read(request.unit_rows() + skipped), EndOfInput):
             if isinstance(found, Idle):
                 yield found
@@ -67,13 +94,8 @@ class UserSource:
                     return
                 continue
             self._check(found)
-            after = self._position_of(reader)
-            begin, skipped = min(skipped, found.num_rows), max(skipped - found.num_rows, 0)
-            for start, length in paced(found.num_rows - begin, request):
-                part = found.slice(begin + start, length)
-                yield UserSplit(part, types, first, before, begin + start, after, found.num_rows)
-                first += part.num_rows
-            before = after
+            yield found, self._position_of(reader)
+            skipped = max(skipped - found.num_rows, 0)
 
     def _position_of(self, reader: SourceReader) -> object:
         position = reader.position()

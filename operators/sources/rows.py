@@ -15,15 +15,16 @@ from typing import Any
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import Position, ReadRequest, paced
+from dataflow.operators.base import Idle, Position, ReadRequest, paced
 from dataflow.operators.sources.arrow import ArrowSplit, rows_before
+from dataflow.operators.sources.pump import Pump
 from dataflow.schema import to_schema, type_name
 from dataflow.system import System
 
 SAMPLE_ROWS = 10_000
 """A schema that is not given is inferred from so many rows."""
-HOLD_SECONDS = 0.005
-"""How long the rows of a generator wait for more of them: long enough for hundreds, too short to be noticed."""
+AHEAD_ROWS = 8_192
+"""As far a generator gets ahead, and as many of its rows are a unit: to make columns of them takes some 5 ms."""
 SHOWN_MAX = 60
 """Characters of a value in an error."""
 _DOES_NOT_FIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -47,6 +48,8 @@ class RowsSource:
         self._schema = self._inferred() if schema is None else to_schema(schema)
         self._names = frozenset(self._schema.names)
         self._is_read = False
+        self._first = 0
+        self._pump: Pump[Any] | None = None
 
     def schema(self, system: System) -> pa.Schema:
         return self._schema
@@ -54,11 +57,14 @@ class RowsSource:
     def partitions(self, request: ReadRequest) -> Sequence[str]:
         return [self.name]
 
-    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[ArrowSplit]:
+    def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[ArrowSplit | Idle]:
         """Positions are numbers of rows. An iterator is the user's to begin where the last run left off."""
         first = rows_before(position)
         types = {name: self._schema.field(name).type for name in request.columns}
         for rows in self._batches(request, first):
+            if isinstance(rows, Idle):
+                yield rows
+                continue
             yield ArrowSplit(self._batch(rows, first), types, first)
             first += len(rows)
 
@@ -67,18 +73,26 @@ class RowsSource:
 
     # ── batches ──
 
-    def _batches(self, request: ReadRequest, first: int) -> Iterator[Sequence[Any]]:
+    def _batches(self, request: ReadRequest, first: int) -> Iterator[Sequence[Any] | Idle]:
         if isinstance(self.rows, Sequence):
             for start, length in paced(max(len(self.rows) - first, 0), request):
                 if length:
                     yield self.rows[first + start : first + start + length]
             return
         rows = iter(self.rows)
+        self._first = first
         if rows is self.rows:
             self._require_unread()
         else:  # something that can be iterated again gives the same rows again
-            next(islice(rows, first, first), None)
-        yield from _held(rows, request)
+            rows = islice(rows, first, None)
+        self._pump = Pump(rows, lambda: min(AHEAD_ROWS, request.unit_rows()), request.system, self.name)
+        yield from self._pump
+
+    def left_behind(self, position: Position) -> int:
+        """How many rows a generator has given behind a position: it will not give them again."""
+        if self._pump is None or not self._is_read:
+            return 0
+        return self._first + self._pump.items - rows_before(position)
 
     def _require_unread(self) -> None:
         if self._is_read:
@@ -157,21 +171,6 @@ class RowsSource:
                 help='as in from_rows([(1, 2.5)], {"id": "int", "price": "float"})',
             )
         return pa.schema([(name, _inferred_type(name, values)) for name, values in columns.items()])
-
-
-def _held(rows: Iterator[Any], request: ReadRequest) -> Iterator[list[Any]]:
-    """Batches of what comes within `HOLD_SECONDS`. A row that was slow to come is not held for the next one."""
-    now = request.system.clock.monotonic
-    asked_at = now()
-    for row in rows:
-        batch, came_at = [row], now()
-        if came_at - asked_at < HOLD_SECONDS:
-            for another in rows:
-                batch.append(another)
-                if len(batch) >= request.unit_rows() or now() - came_at >= HOLD_SECONDS:
-                    break
-        yield batch
-        asked_at = now()
 
 
 def _columns_of(rows: Sequence[Any]) -> dict[str, list[Any]] | None:

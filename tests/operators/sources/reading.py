@@ -12,6 +12,8 @@ from dataflow.operators.base import Idle, ReadRequest, Rows, Split, SplitSource
 from dataflow.system import RealSystem, System
 
 SYSTEM = RealSystem()
+IDLE_SECONDS = 0.001
+"""A blocking source without rows is asked again this often."""
 
 
 def request(
@@ -28,7 +30,10 @@ def parts(source: SplitSource, asked: ReadRequest | None = None) -> list[Rows]:
     found: list[Rows] = []
     after = 0
     for split in source.splits(0, asked):
-        assert not isinstance(split, Idle)
+        if isinstance(split, Idle):
+            assert source.blocking
+            asked.system.scheduler.event().wait(IDLE_SECONDS)
+            continue
         read = list(split.read())
         assert read, "a split has at least one Rows"
         for part in read:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from dataflow.errors import ConnectorError, TypeMismatchError
-from dataflow.operators.base import UNIT_ROWS, ReadRequest
-from dataflow.operators.sources.rows import HOLD_SECONDS, RowsSource
+from dataflow.operators.base import UNIT_ROWS, Idle, ReadRequest
+from dataflow.operators.sources.pump import HOLD_SECONDS
+from dataflow.operators.sources.rows import RowsSource
 from dataflow.system import SimulatedSystem
-from tests.operators.sources.reading import SYSTEM, columns, parts, request
+from tests.operators.sources.reading import IDLE_SECONDS, SYSTEM, columns, parts, request
 
 SCHEMA = {"id": "int", "word": "string"}
 VALUES = {"id": [1, 2, None], "word": ["a", None, "c"]}
@@ -70,31 +71,59 @@ class _Anew:
 
 
 def test_batches_end_at_the_unit() -> None:
-    for rows in ([(n,) for n in range(UNIT_ROWS + 1)], ((n,) for n in range(UNIT_ROWS + 1))):
-        source = RowsSource(rows, {"a": "int"})
-        system = SimulatedSystem(seed=1)  # its clock stands still
-        found = parts(source, request(source, system=system))
-        assert [(part.num_rows, part.first_position) for part in found] == [(UNIT_ROWS, 0), (1, UNIT_ROWS)]
+    source = RowsSource([(n,) for n in range(UNIT_ROWS + 1)], {"a": "int"})
+    assert [(part.num_rows, part.first_position) for part in parts(source)] == [(UNIT_ROWS, 0), (1, UNIT_ROWS)]
 
 
-def batches_of(waits: list[float]) -> list[int]:
-    """The sizes of the batches of a generator that waits so long before each row."""
+def test_a_generator_gets_no_further_ahead_than_a_unit() -> None:
+    given = 0
+
+    def rows() -> Iterator[tuple[int]]:
+        nonlocal given
+        for number in range(100):
+            given += 1
+            yield (number,)
+
     system = SimulatedSystem(seed=1)
+    taken = 0
+    for split in RowsSource(rows(), {"a": "int"}).splits(
+        0, ReadRequest(("a",), frozenset(), system, None, None, lambda: 10)
+    ):
+        system.scheduler.event().wait(IDLE_SECONDS)
+        taken += 0 if isinstance(split, Idle) else sum(part.num_rows for part in split.read())
+        assert given <= taken + 10
+    assert taken == 100
+
+
+def waited(waits: list[float]) -> tuple[list[int], float]:
+    """The sizes of the batches of a generator that waits so long before each row; and the longest that a row waited."""
+    system = SimulatedSystem(seed=1)
+    came_at: list[float] = []
 
     def rows() -> Iterator[tuple[int]]:
         for number, seconds in enumerate(waits):
             system.clock.advance(seconds)
+            came_at.append(system.clock.monotonic())
             yield (number,)
 
     source = RowsSource(rows(), {"a": "int"})
-    return [part.num_rows for part in parts(source, ReadRequest(("a",), frozenset(), system))]
+    sizes: list[int] = []
+    longest = 0.0
+    for split in source.splits(0, ReadRequest(("a",), frozenset(), system)):
+        if isinstance(split, Idle):
+            system.scheduler.event().wait(IDLE_SECONDS)
+            continue
+        longest = max(longest, system.clock.monotonic() - came_at[sum(sizes)])
+        sizes.append(sum(part.num_rows for part in split.read()))
+    return sizes, longest
 
 
-def test_the_rows_of_a_generator_wait_only_so_long() -> None:
-    assert batches_of([0.0] * 10) == [10]
-    assert batches_of([HOLD_SECONDS * 0.6] * 6) == [3, 3]
-    assert batches_of([1.0] * 3) == [1, 1, 1], "a row that was slow to come is handed on at once"
-    assert batches_of([1.0, 0.0, 0.0, 1.0, 0.0]) == [1, 3, 1]
+@pytest.mark.parametrize("wait", [0.0, HOLD_SECONDS / 10])
+def test_the_rows_of_a_generator_wait_only_so_long(wait: float) -> None:
+    sizes, longest = waited([wait] * 100)
+    assert sum(sizes) == 100
+    assert len(sizes) <= 40, "what comes within a moment is handed on together"
+    assert longest <= 5 * HOLD_SECONDS + wait, "some turns of a simulated machine take so long"
 
 
 @pytest.mark.parametrize(
