@@ -130,7 +130,8 @@ class Coordinator:
             self._changed.clear()
             self.turn(job)
             if not job.over:
-                due = WAIT_SECONDS if self.stopped else max(self._due - clock.monotonic(), 0.001)
+                is_waiting = self.stopped or self._round is not None  # an ack will wake it
+                due = WAIT_SECONDS if is_waiting else max(self._due - clock.monotonic(), 0.001)
                 self._changed.wait(min(WAIT_SECONDS, due))
 
     def begin(self, job: Job) -> None:

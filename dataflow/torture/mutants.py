@@ -260,6 +260,7 @@ MUTANTS = (
     Mutant("sinks commit before the store", 14, "seed", pipelines.sinks_before_the_store),
     Mutant("sink commit not repeatable", 14, "(table)", pipelines.commit_not_repeatable),
     Mutant("rename before commit", 14, "(files)", pipelines.rename_before_commit),
+    Mutant("an epoch after the one that stops", 14, "lost", pipelines.epoch_after_a_stop),
     Mutant("prepared parts taken back though nobody knows", 14, "DF0513", pipelines.aborted_though_nobody_knows),
 )
 """All bugs, by the row that has to catch them."""

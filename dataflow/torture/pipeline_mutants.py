@@ -1,6 +1,6 @@
 """Bugs planted in running pipelines: epochs, checkpoints and sinks.
 
-Caught by simulated runs (row 14), whose kills come at every moment; the last one is a bug that this row has found.
+Caught by simulated runs (row 14), whose kills and stops come at every moment; the last two were bugs of ours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataflow.runtime.commit import StoreCommitter
 from dataflow.runtime.coordinator import Coordinator
 from dataflow.runtime.epoch import Commit
 from dataflow.runtime.inputs import MergedInput
+from dataflow.runtime.job import Job
 from dataflow.runtime.sink_task import SinkTask
 from dataflow.state.records import EpochRecord
 
@@ -97,6 +98,18 @@ def rename_before_commit() -> AbstractContextManager[None]:
         return handle
 
     return replaced(FileSink, "prepare", prepare_and_show)
+
+
+def epoch_after_a_stop() -> AbstractContextManager[None]:
+    """After the epoch that stops a run another one begins, while a sink still commits."""
+    usual = Coordinator.turn
+
+    def once_more(self: Coordinator, job: Job) -> None:
+        usual(self, job)
+        if self.stopped and self._round is None and not job.over and not self.gave_up:
+            self._begin(job, stops=True)
+
+    return replaced(Coordinator, "turn", once_more)
 
 
 def aborted_though_nobody_knows() -> AbstractContextManager[None]:

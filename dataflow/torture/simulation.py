@@ -20,27 +20,29 @@ from io import StringIO
 
 import apsw
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import dataflow as flow
-from dataflow import col, count
+from dataflow import api, col, count
 from dataflow.errors import DataflowError
 from dataflow.runtime import channel
+from dataflow.state.layout import make_durable_dirs
 from dataflow.state.store import Store
 from dataflow.system import SimulatedSystem
-from dataflow.system.simulated import SimulatedClock
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 from dataflow.torture.pipeline_mutants import replaced
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, Refusal, closing_quietly
 
-STORE, FILES, TABLE = "/home/store", "/home/files", "/home/table.sqlite"
+STORE, INPUT, FILES, TABLE = "/home/store", "/home/input", "/home/files", "/home/table.sqlite"
 NAME = "simulated"
 FAULTS_MAX = 4
 RUNS_MAX = 12
 CHANGES_MAX = 250
 """Of the disk, within which a fault comes."""
 ROWS_MAX = 400
-SLOW_SECONDS = 0.002
+SLOW_SECONDS, FAST_SECONDS = 0.05, 0.000_01
+"""What a sink takes for a row, now and then: units that began while it was fast are cut while it is slow."""
 HELPING_ROWS = 16
 """The first helping of a receiver where a sink is slow, so that units of a few hundred rows are cut too."""
 SCHEMA = pa.schema({"at": pa.timestamp("us"), "key": pa.int64(), "name": pa.string(), "value": pa.float64()})
@@ -84,7 +86,7 @@ Content = dict[str, list[tuple[object, ...]]]
 def undisturbed(job: Job, seed: int) -> tuple[str, Content]:
     """One run without faults, with one worker."""
     system = SimulatedSystem(seed)
-    job.clock = system.clock
+    job.move_to(system)
     job.pipeline().run(store=STORE, system=system, workers=1)
     return system.trace, content(system)
 
@@ -92,11 +94,11 @@ def undisturbed(job: Job, seed: int) -> tuple[str, Content]:
 def disturbed(job: Job, seed: int, expected: Content, tally: Tally, where: str) -> None:
     """Runs with faults, until one comes to its end."""
     chance, system = random.Random(seed + 1), SimulatedSystem(seed + 1)
-    faults = [Fault.drawn(chance) for _ in range(chance.randint(1, FAULTS_MAX))]
+    job.move_to(system)
+    faults = [Fault.drawn(chance, job.is_slow) for _ in range(chance.randint(1, FAULTS_MAX))]
     for number in range(RUNS_MAX):
         fault = faults.pop(0) if faults else Fault("none")
         workers, interval = chance.randint(1, 4), f"{chance.choice((1, 3, 10, 50))}ms"
-        job.clock = system.clock
         job.batch_rows, job.reads_left = chance.choice((1, 7, 40, 1_000)), fault.reads_left
         try:
             result = job.pipeline().run(
@@ -198,8 +200,9 @@ class Fault:
     """A full disk has room again after so many refusals; 0: not in this run."""
 
     @classmethod
-    def drawn(cls, chance: random.Random) -> Fault:
-        kind = chance.choice(("kill", "power", "kill", "power", "sync", "full", "reader", "stop", "stop"))
+    def drawn(cls, chance: random.Random, is_slow: bool) -> Fault:
+        kinds = ("kill", "power", "kill", "power", "sync", "full", "reader", "stop", "stop")
+        kind = chance.choice((*kinds, *("stop",) * len(kinds)) if is_slow else kinds)
         reads = chance.randint(0, 30) if kind == "reader" else None
         return cls(kind, chance.randint(0, CHANGES_MAX), reads, heals_after=chance.choice((0, 1, 3)))
 
@@ -247,31 +250,53 @@ class Job:
     chance: random.Random
     batch_rows: int = 50
     reads_left: int | None = None
-    clock: SimulatedClock | None = None
+    system: SimulatedSystem = field(default_factory=lambda: SimulatedSystem(0))
     tables: list[dict[str, pa.RecordBatch]] = field(default_factory=list)
     steps: list[Callable[[flow.Stream], flow.Stream]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         chance = self.chance
+        self.is_slow, self.turn_rows = chance.random() < 0.25, chance.choice((50, 200))
         self.tables = [_tables(chance) for _ in range(chance.choice((1, 1, 2)))]
+        sizes = (60, 300) if self.is_slow else (None, None, None, 60, 300)
+        self.group_rows = [chance.choice(sizes) for _ in self.tables]
         self.delay_ms = chance.choice((0, 20, 200))
         self.window = _window(chance)
         self.then = _window(chance) if chance.random() < 0.3 else None
         self.filters = chance.random() < 0.5
         self.keeps_late = chance.random() < 0.5
         self.copies_rows = chance.random() < 0.5
-        self.is_slow = chance.random() < 0.15
+        self.blocks = chance.random() < 0.3
         self.writes_files, self.writes_table = chance.random() < 0.4, chance.random() < 0.3
 
     @property
     def rows_total(self) -> int:
         return sum(batch.num_rows for tables in self.tables for batch in tables.values())
 
+    def move_to(self, system: SimulatedSystem) -> None:
+        """Run on this machine from now on: its clock, and input files on its disk."""
+        self.system, disk = system, system.disk
+        make_durable_dirs(disk, INPUT)
+        for number, rows in enumerate(self.group_rows):
+            if rows is not None:
+                disk.write_bytes(self._file(number), _parquet(self.tables[number], rows))
+        disk.sync_dir(INPUT)
+
+    def _file(self, number: int) -> str:
+        return f"{INPUT}/source{number}.parquet"
+
+    def _source(self, number: int) -> flow.Stream:
+        """A reader of batches of any size; or a file, whose row groups are taken whole, or cut where a sink is slow."""
+        if self.group_rows[number] is None:
+            return flow.read(_Source(f"source{number}", self.tables[number], self))
+        with replaced(api, "RealSystem", lambda: self.system):
+            return flow.read_parquet(self._file(number))
+
     def pipeline(self) -> flow.Pipeline:
         sinks = []
         streams = []
-        for number, tables in enumerate(self.tables):
-            rows = flow.read(_Source(f"source{number}", tables, self)).filter(col.key >= 0).named(f"first{number}")
+        for number in range(len(self.tables)):
+            rows = self._source(number).filter(col.key >= 0).named(f"first{number}")
             streams.append(rows.derive(value=col.value * 2))
         rows = streams[0] if len(streams) == 1 else streams[0].union(*streams[1:])
         if self.is_slow:
@@ -294,27 +319,31 @@ class Job:
 
 
 class _Slow:
-    """Takes its time for each row and for each commit, so that epochs end inside of units."""
+    """Slow for some hundred rows, fast for others, and slow to commit: epochs end inside of units."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.rows = 0
 
     def open(self, epoch: int) -> None:
         pass
 
     def write(self, batch: pa.RecordBatch) -> None:
-        assert self.job.clock is not None
-        self.job.clock.advance(batch.num_rows * SLOW_SECONDS)
+        is_slow = self.rows // self.job.turn_rows % 2
+        self.rows += batch.num_rows
+        self._take(batch.num_rows * (SLOW_SECONDS if is_slow else FAST_SECONDS))
 
     def prepare(self, epoch: int) -> object:
         return epoch
 
     def commit(self, handle: object) -> None:
-        assert self.job.clock is not None
-        self.job.clock.advance(10 * SLOW_SECONDS)
+        self._take(2 * SLOW_SECONDS)
 
     def abort(self, handle: object) -> None:
         pass
+
+    def _take(self, seconds: float) -> None:
+        self.job.system.clock.advance(seconds)
 
 
 def _window(chance: random.Random) -> Callable[[flow.Stream], flow.Stream]:
@@ -339,6 +368,12 @@ def _tables(chance: random.Random) -> dict[str, pa.RecordBatch]:
     return {f"p{number}": _rows(chance, chance.randint(0, ROWS_MAX)) for number in range(chance.choice((1, 1, 2, 3)))}
 
 
+def _parquet(tables: Mapping[str, pa.RecordBatch], group_rows: int) -> bytes:
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_batches(tables.values(), SCHEMA), content, row_group_size=group_rows)
+    return bytes(content.getvalue())
+
+
 def _rows(chance: random.Random, rows: int) -> pa.RecordBatch:
     step_us, jitter_us = chance.choice((1_000, 20_000)), chance.choice((0, 30_000, 300_000))
     times = [None if chance.random() < 0.01 else n * step_us + chance.randint(0, jitter_us) for n in range(rows)]
@@ -359,6 +394,7 @@ class _Source:
 
     def __init__(self, name: str, tables: Mapping[str, pa.RecordBatch], job: Job) -> None:
         self.name, self.tables, self.job = name, tables, job
+        self.blocking = job.blocks
 
     def partitions(self) -> Sequence[str]:
         return list(self.tables)

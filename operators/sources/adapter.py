@@ -67,6 +67,9 @@ class UserSource:
                 continue
             found, after = one
             begin, skipped = min(skipped, found.num_rows), max(skipped - found.num_rows, 0)
+            if begin == found.num_rows > 0 or skipped:  # a split of no rows would end before what is still skipped
+                before = after
+                continue
             for start, length in paced(found.num_rows - begin, request):
                 part = found.slice(begin + start, length)
                 yield UserSplit(part, types, first, before, begin + start, after, found.num_rows)

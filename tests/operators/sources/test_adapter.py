@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataflow.errors import ConnectorError, TypeMismatchError
 from dataflow.operators.base import UNIT_ROWS, EndOfInput, Idle, Source
@@ -71,6 +73,56 @@ def test_idle_is_passed_on() -> None:
 def test_a_batch_larger_than_asked_for_is_cut() -> None:
     source = UserSource(Given({"p": [batch(*range(UNIT_ROWS + 3))]}))
     assert [part.num_rows for part in parts(source)] == [UNIT_ROWS, 3]
+
+
+@dataclass
+class Counting:
+    """Reads the numbers up to `total`, in batches of the given sizes, whatever it is asked for."""
+
+    total: int
+    sizes: list[int]
+    schema: Any = SCHEMA
+    name: str = "counting"
+
+    def partitions(self) -> Sequence[str]:
+        return ["p"]
+
+    def open(self, partition: str, position: object | None) -> Counting:
+        assert position is None or isinstance(position, int)
+        self.at = position or 0
+        return self
+
+    def read(self, rows_max: int) -> pa.RecordBatch | EndOfInput:
+        if self.at >= self.total and not self.sizes:
+            return EndOfInput()
+        size = min(self.sizes.pop(0) if self.sizes else 3, self.total - self.at)
+        self.at += size
+        return batch(*range(self.at - size, self.at))
+
+    def position(self) -> object:
+        return self.at
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 12), min_size=4), st.integers(0, 4), st.integers(1, 11)), max_size=8))
+def test_a_later_run_goes_on_at_the_row_however_its_batches_are_cut(runs: list[tuple[list[int], int, int]]) -> None:
+    total = 40
+    position: object = None
+    found: list[int] = []
+    for sizes, splits, rows in [*runs, ([], 1_000, 0)]:
+        source = UserSource(Counting(total, list(sizes)))
+        for number, split in enumerate(source.splits(0, request(source), position)):
+            assert not isinstance(split, Idle)
+            (part,) = split.read()
+            numbers = part.columns["a"].to_pylist()
+            if number == splits:  # stopped inside of this one
+                if rows < len(numbers):
+                    found += numbers[:rows]
+                    position = split.position(rows)
+                break
+            assert part.first_position == len(found)
+            found += numbers
+            position = split.end
+    assert found == list(range(total))
 
 
 def test_a_source_may_tell_its_name_and_kind() -> None:
