@@ -94,6 +94,8 @@ class ReadRequest:
     """How many rows a split should have now, where the source may choose: fewer under a slow sink."""
     to_head: bool = False
     """Whether the run ends with what is there now, though the source may be endless."""
+    durable: bool = True
+    """Whether positions are kept, so that a later run can go on from them."""
 
 
 def paced(rows: int, request: ReadRequest) -> Iterator[tuple[int, int]]:
@@ -135,7 +137,8 @@ class SplitSource(Protocol):
     def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[Split | Idle]:
         """The parts of a partition from a position on, in order. The iterator is advanced by one thread at a time.
 
-        Raises ConnectorError when what was read before that position is not what is there now.
+        Raises ConnectorError when what was read before that position is not there now, PlanError (DF0407) when it has
+        changed.
         """
         ...
 

@@ -170,6 +170,7 @@ class Job:
             stage.times,
             lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
             self.to_head,
+            self.resume.durable,
         )
 
     def _task(
