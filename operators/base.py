@@ -529,8 +529,9 @@ class SinkSpec(OperatorSpec):
     """What the user asked for: `exactly_once` or `at_least_once`."""
     target: tuple[object, ...] = ()
     """What makes it the same place in another run, beside the name."""
-    alone_in: str | None = None
-    """A file that no other sink of the pipeline may write: each would wait for the other, or take its place."""
+    place: tuple[str, ...] = ()
+    """A file, or a file and a table in it, that no other sink of the pipeline may write. Sinks of one file share a
+    thread, and so take turns: only one at a time can write there."""
     verb: ClassVar[str] = "to"
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:

@@ -373,13 +373,19 @@ def test_a_sink_that_fails_to_recover_is_told_and_tried_again(tmp_path: Path) ->
     assert run(2).restarts <= 2
 
 
-def test_two_sinks_on_one_file_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_two_sinks_on_one_file_or_one_table_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     rows = flow.from_rows([{"n": 1}], {"n": "int64"})
     path = str(tmp_path / "x.csv")
     twice = [rows.write_csv(path, name="one"), rows.write_csv(f"{tmp_path}/./x.csv", name="two")]
-    tables = [rows.write_sqlite(tmp_path / "x.db", table) for table in ("a", "b")]
-    for sinks in (twice, tables):
-        with pytest.raises(PlanError, match="DF0405"):
+    one, same, other = (rows.write_sqlite(tmp_path / "x.db", name) for name in ("Prices", "pRICES", "other"))
+    text = rows.write_csv(tmp_path / "x.db")
+    for sinks, place in (
+        (twice, path),
+        ((one, other, same), f"the table `prices` of {tmp_path}/x.db"),
+        ((one, text), f"{tmp_path}/x.db"),
+        ((text, other), f"{tmp_path}/x.db"),
+    ):
+        with pytest.raises(PlanError, match=f"DF0405.*two sinks write {place}: here"):
             flow.Pipeline("job", *sinks).run(store=tmp_path / "s")
     parts = [rows.write_csv(f"{tmp_path}/out/", name=name) for name in ("one", "two")]
     flow.Pipeline("parts", *parts).run(store=tmp_path / "s")
