@@ -307,7 +307,8 @@ class Stream:
 
         With `key`, a row takes the place of the one with the same key. With a store the rows of an epoch are one
         transaction, which remembers the epoch in the table `_dataflow_epochs`: each row arrives exactly once. Without
-        one a bounded run is one transaction, at its end. Times become ISO 8601 text, decimals text, NaN becomes null.
+        one a bounded run is one transaction, at its end. A pipeline may write several tables of a database, each by a
+        transaction of its own. Times become ISO 8601 text, decimals text, NaN becomes null.
         Do not open the database by another SQLite (the module `sqlite3`) in this process while the pipeline runs: the
         locks of two of them do not meet.
 
@@ -335,7 +336,7 @@ class Stream:
             all_or_nothing=True,
             delivery=_delivery(delivery),
             target=(target.path, table, target.key),
-            alone_in=os.path.abspath(target.path),
+            place=(os.path.abspath(target.path), table.lower()),  # SQLite does not tell names by their case
         )
         return self._sink(spec)
 
@@ -401,7 +402,7 @@ class Stream:
             all_or_nothing=True,
             delivery=_delivery(delivery),
             target=(target.path, mode, target.partition_by),
-            alone_in=None if target.is_directory else os.path.abspath(target.path),
+            place=() if target.is_directory else (os.path.abspath(target.path),),
         )
         return self._sink(spec)
 

@@ -390,9 +390,15 @@ def _no_such_delivery(spec: SinkSpec, has_store: bool) -> PlanError:
     return PlanError(f'{name}: delivery="{asked}" cannot be kept: {reason}', code="DF0506", help=help)
 
 
+def _shared_by(stage: StagePlan) -> str:
+    """For what a thread is, where several sinks may share it."""
+    place = cast(SinkSpec, stage.sink.spec).place if stage.sink is not None else ()
+    return f" for {place[0].rpartition('/')[2]}" if len(place) > 1 else ""
+
+
 def _stage_text(stage: StagePlan) -> str:
     tasks = "1 task" if stage.parallelism == 1 else f"{stage.parallelism} tasks"
-    thread = ", own thread" if stage.own_thread else ""
+    thread = f", own thread{_shared_by(stage)}" if stage.own_thread else ""
     lines = [f"  stage {stage.number}  {tasks}{thread}"]
     if stage.source is not None:
         lines.append(f"    read {stage.source.spec.describe()}: {', '.join(stage.columns) or 'no columns'}")

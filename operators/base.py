@@ -94,6 +94,8 @@ class ReadRequest:
     """How many rows a split should have now, where the source may choose: fewer under a slow sink."""
     to_head: bool = False
     """Whether the run ends with what is there now, though the source may be endless."""
+    durable: bool = True
+    """Whether positions are kept, so that a later run can go on from them."""
 
 
 def paced(rows: int, request: ReadRequest) -> Iterator[tuple[int, int]]:
@@ -135,7 +137,8 @@ class SplitSource(Protocol):
     def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[Split | Idle]:
         """The parts of a partition from a position on, in order. The iterator is advanced by one thread at a time.
 
-        Raises ConnectorError when what was read before that position is not what is there now.
+        Raises ConnectorError when what was read before that position is not there now, PlanError (DF0407) when it has
+        changed.
         """
         ...
 
@@ -526,8 +529,9 @@ class SinkSpec(OperatorSpec):
     """What the user asked for: `exactly_once` or `at_least_once`."""
     target: tuple[object, ...] = ()
     """What makes it the same place in another run, beside the name."""
-    alone_in: str | None = None
-    """A file that no other sink of the pipeline may write: each would wait for the other, or take its place."""
+    place: tuple[str, ...] = ()
+    """A file, or a file and a table in it, that no other sink of the pipeline may write. Sinks of one file share a
+    thread, and so take turns: only one at a time can write there."""
     verb: ClassVar[str] = "to"
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:

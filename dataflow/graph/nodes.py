@@ -109,17 +109,26 @@ def check_names(nodes: Iterable[Node]) -> None:
 
 
 def check_places(nodes: Iterable[Node]) -> None:
-    """Refuse two sinks on one file."""
-    known: dict[str, Node] = {}
+    """Refuse two sinks on one file, or on one table of a file."""
+    known: list[tuple[tuple[str, ...], Node]] = []
     for node in nodes:
-        place = node.spec.alone_in if isinstance(node.spec, SinkSpec) else None
-        other = known.setdefault(place, node) if place is not None else node
-        if other is not node:
-            raise PlanError(
-                f"two sinks write {place}: here and at {other.origin}; only one could",
-                code="DF0405",
-                help="name another file; rows of two streams go into one by `.union`",
-            ).at(node.origin)
+        place = node.spec.place if isinstance(node.spec, SinkSpec) else ()
+        if not place:
+            continue
+        for other_place, other in known:
+            shared = min(len(place), len(other_place))
+            if place[:shared] == other_place[:shared]:
+                raise _two_sinks(place[:shared], other).at(node.origin)
+        known.append((place, node))
+
+
+def _two_sinks(place: tuple[str, ...], other: Node) -> PlanError:
+    kind, what = ("file", place[0]) if len(place) == 1 else ("table", f"the table `{place[1]}` of {place[0]}")
+    return PlanError(
+        f"two sinks write {what}: here and at {other.origin}; only one could",
+        code="DF0405",
+        help=f"name another {kind}; rows of two streams go into one by `.union`",
+    )
 
 
 def graph_hash(sinks: Iterable[Node]) -> str:

@@ -105,12 +105,16 @@ class Job:
             worker.tasks = own[::-1]  # receivers first
 
     def _place(self) -> dict[int, list[Worker]]:
-        """The worker of each task: one of the shared ones, or a thread of its own where a call may block."""
+        """The worker of each task: one of the shared ones, or a thread of its own where a call may block. Sinks of one
+        file have one thread together, so that no two of them wait for each other's transaction."""
         shared = [self._worker(f"worker-{number}") for number in range(self.plan.workers)]
+        own: dict[str, Worker] = {}
         placed = {}
         for stage in self.plan.stages:
             if stage.own_thread:
-                placed[stage.number] = [self._worker(_stage_name(stage))]
+                thread = _thread_name(stage)
+                own[thread] = own.get(thread) or self._worker(_stage_name(stage))
+                placed[stage.number] = [own[thread]]
             else:
                 placed[stage.number] = [shared[n % len(shared)] for n in range(stage.parallelism)]
         return placed
@@ -170,6 +174,7 @@ class Job:
             stage.times,
             lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
             self.to_head,
+            self.resume.durable,
         )
 
     def _task(
@@ -495,6 +500,12 @@ def joined(receivers: Sequence[Receiver]) -> Receiver:
 def _stage_name(stage: StagePlan) -> str:
     node = stage.source or stage.sink
     return node.stable_name if node is not None else f"stage {stage.number}"
+
+
+def _thread_name(stage: StagePlan) -> str:
+    """Equal for stages that share a thread."""
+    place = cast(SinkSpec, stage.sink.spec).place if stage.sink is not None else ()
+    return f"file {place[0]}" if place else f"stage {stage.number}"
 
 
 def _recover(sink: Sink, handle: object) -> None:

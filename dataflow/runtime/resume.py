@@ -1,4 +1,4 @@
-"""Whether the input of a finished pipeline has grown since."""
+"""Whether the input of a finished pipeline has grown or changed since."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ def grown_source(
 ) -> Node | None:
     """The first source that has rows after those that were read; None when all are as they were.
 
-    A source that may wait for somebody is not asked, and one whose beginning is gone has not grown.
+    A source that may wait for somebody is not asked, and one whose beginning is gone has not grown. Raises PlanError
+    when one has changed where it was read.
     """
     known = cast(Mapping[str, Mapping[str, Position]], before.checkpoint.get("sources", {}))
     with open_store(given_store, system) as store:
         for node in nodes:
             if isinstance(node.spec, SourceSpec) and not node.spec.source.blocking:
                 request = ReadRequest(tuple(node.spec.schema.names), frozenset(), system, store, to_head=True)
-                if _has_more(node.spec, request, known.get(node.stable_name, {})):
-                    return node
+                try:
+                    if _has_more(node.spec, request, known.get(node.stable_name, {})):
+                        return node
+                except DataflowError as error:
+                    raise error.at(node.origin) from None
     return None
 
 
@@ -44,5 +48,7 @@ def _has_more(spec: SourceSpec, request: ReadRequest, known: Mapping[str, Positi
             if not isinstance(split, Idle)
             for rows in split.read()
         )
-    except DataflowError:
+    except DataflowError as error:
+        if error.code == "DF0407":
+            raise
         return False

@@ -152,6 +152,9 @@ class RealDisk:
     def size(self, path: FilePath) -> int:
         return os.path.getsize(path)
 
+    def modified_ns(self, path: FilePath) -> int:
+        return os.stat(path).st_mtime_ns
+
     def list_dir(self, path: FilePath) -> list[str]:
         return sorted(os.listdir(path))
 

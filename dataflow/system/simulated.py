@@ -28,21 +28,25 @@ SIMULATION_START_US = 1_700_000_000_000_000
 
 
 class SimulatedFile:
-    """A file's bytes: as they are, and as they would be after a power cut. `changes` is told of each change."""
+    """A file's bytes: as they are, and as they would be after a power cut. `changes` is told of each change,
+    `now_us` tells when it is."""
 
-    def __init__(self, changes: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, changes: Callable[[str], None] = lambda _: None, now_us: Callable[[], int] = lambda: 0) -> None:
         self.content = bytearray()
         self.durable = b""
-        self.changes = changes
+        self.changes, self.now_us = changes, now_us
+        self.modified_us = now_us()
 
     def write(self, data: Content, position: int) -> None:
         self.changes("write")
+        self.modified_us = self.now_us()
         if position > len(self.content):
             self.content.extend(bytes(position - len(self.content)))
         self.content[position : position + memoryview(data).nbytes] = memoryview(data).tobytes()
 
     def truncate(self, size: int) -> None:
         self.changes("truncate")
+        self.modified_us = self.now_us()
         del self.content[size:]
         self.content.extend(bytes(size - len(self.content)))
 
@@ -55,8 +59,8 @@ class SimulatedFile:
         kept = self.durable
         if self.content[: len(kept)] == kept:
             kept = bytes(self.content[: chance.randint(len(kept), len(self.content))])
-        file = SimulatedFile(self.changes)
-        file.content, file.durable = bytearray(kept), kept
+        file = SimulatedFile(self.changes, self.now_us)
+        file.content, file.durable, file.modified_us = bytearray(kept), kept, self.modified_us
         return file
 
 
@@ -144,7 +148,7 @@ class SimulatedDisk:
             if not self.is_dir(os.path.dirname(name)):
                 raise FileNotFoundError(2, "No such directory", os.path.dirname(name))
             self._changes("create", name)
-            self._entries[name] = SimulatedFile(partial(self._changes, path=name))
+            self._entries[name] = SimulatedFile(partial(self._changes, path=name), self._system.clock.wall_us)
         file = self._entries.get(name)
         if file is None:
             raise IsADirectoryError(21, "Is a directory", name) if name in self._entries else _missing(name)
@@ -178,6 +182,9 @@ class SimulatedDisk:
 
     def size(self, path: FilePath) -> int:
         return len(self.file(path).content)
+
+    def modified_ns(self, path: FilePath) -> int:
+        return self.file(path).modified_us * 1000
 
     def list_dir(self, path: FilePath) -> list[str]:
         name = os.path.abspath(path)

@@ -2,9 +2,10 @@
 
 The rows of an epoch are written in one transaction of the database, together with the epoch's number (in the table
 `_dataflow_epochs`), so that a commit that is repeated finds its number and does nothing. Without a store a bounded run
-is one transaction, at its end. The hard part is what SQLite would take without a word and keep as something else:
-times, decimals and integers beyond 64 bits are given a form here, or refused, and the columns of a table that is there
-already have to fit.
+is one transaction, at its end. Several tables of one database are several sinks, each with transactions of its own;
+they share a thread (`SinkSpec.place`), so that none waits for another's. The hard part is what SQLite would take
+without a word and keep as something else: times, decimals and integers beyond 64 bits are given a form here, or
+refused, and the columns of a table that is there already have to fit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import xxhash
 
 from dataflow.errors import ConnectorError, NameNotFoundError, PlanError, TypeMismatchError, did_you_mean
 from dataflow.operators.base import SinkContext
@@ -169,7 +171,8 @@ class SqliteSink(StagedSink):
     def __init__(self, target: SqliteTarget, context: SinkContext) -> None:
         path = os.path.abspath(target.path)
         run = context.run or f"{context.system.chance.getrandbits(32):08x}"
-        spool = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}-{run}.inprogress")
+        table = xxhash.xxh32_hexdigest(target.table.encode())  # several tables of a database may have rows that wait
+        spool = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}-{run}-{table}.inprogress")
         super().__init__(context, context.staging or Spool(context.system, context.schema, spool))
         self.target, self._path = target, path
         self._disk = context.system.disk

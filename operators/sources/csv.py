@@ -9,7 +9,7 @@ place in the files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,8 @@ from dataflow.operators.sources.csv_blocks import (
     head_end,
 )
 from dataflow.operators.sources.csv_format import SAMPLE_BYTES_MAX, SAMPLE_ROWS, Columns, CsvFormat
-from dataflow.operators.sources.files import FileMark, FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.marks import FileMark, MarkedFile, Marks
 from dataflow.operators.sources.parquet import whole
 from dataflow.schema import column_not_found, to_schema
 from dataflow.system import System
@@ -85,16 +86,16 @@ class CsvSource:
         reading = _Reading(self.format, Columns(known.names, types, known.expected_by, known.inferred), request.columns)
         paths = self._paths(request.system)
         at = None if position is None else _At(**cast(dict[str, Any], position))
-        marks = self.files.marks(paths, request.system, None if at is None else at.mark)
-        begin = 0 if at is None else self.files.check(at.mark, paths, request.system)
+        marks = Marks(paths, request.system, durable=request.durable)
+        begin = 0 if at is None else marks.go_on(at.mark, at.byte)
         before = 0 if at is None else at.before
         for number in range(begin, len(paths)):
-            file = self._open(paths[number], request.system)
+            marked = marks.open(number)
+            file = self._open(paths[number], marked.content)
             if file.names is not None:
                 self._require_same(file.path, file.names, known)
             start, skipped = (file.start, 0) if at is None else at.in_file(file)
-            place = _Place(marks.of(number), before)
-            delimiter = ord(self.format.delimiter)
+            place, delimiter = _Place(marked, before), ord(self.format.delimiter)
             content = _whole_lines(file.content) if request.to_head and number == len(paths) - 1 else file.content
             for first, end in blocks(file.path, content, start, delimiter, self.block_bytes):
                 yield CsvBlock(reading, file, first, end, place, skipped)
@@ -120,9 +121,8 @@ class CsvSource:
                     )
         return paths
 
-    def _open(self, path: str, system: System) -> CsvFile:
-        """Map a file, and read its header."""
-        buffer = system.disk.map(path)
+    def _open(self, path: str, buffer: pa.Buffer) -> CsvFile:
+        """Read the header of a mapped file."""
         content = np.frombuffer(buffer, np.uint8) if buffer.size else np.zeros(0, np.uint8)
         start = len(BYTE_ORDER_MARK) if content[:3].tobytes() == BYTE_ORDER_MARK else 0
         if content[:2].tobytes() in (b"\xff\xfe", b"\xfe\xff"):
@@ -135,7 +135,7 @@ class CsvSource:
 
     def _opened(self, system: System) -> Iterator[CsvFile]:
         """All files, one after the other: a thousand open at once would be too many."""
-        return (self._open(path, system) for path in self._paths(system))
+        return (self._open(path, system.disk.map(path)) for path in self._paths(system))
 
     # ── columns ──
 
@@ -253,12 +253,12 @@ class _Reading:
 class _Place:
     """A file among the others, and how many bytes those before it have."""
 
-    mark: FileMark
+    marked: MarkedFile
     before: int
 
-    def position(self, byte: int, rows: int) -> Position:
+    def position(self, byte: int, rows: int, bytes_read: int) -> Position:
         """After so many rows of the block that begins at a byte."""
-        return {"mark": asdict(self.mark), "before": self.before, "byte": byte, "rows": rows}
+        return {"mark": self.marked.mark_after(bytes_read), "before": self.before, "byte": byte, "rows": rows}
 
 
 class _At:
@@ -269,11 +269,6 @@ class _At:
 
     def in_file(self, file: CsvFile) -> tuple[int, int]:
         """Where the next block begins, and how many of its rows have been read."""
-        if self.byte > len(file.content):
-            raise ConnectorError(
-                f"{file.path} has {len(file.content)} bytes now, and {self.byte} of it were read before",
-                help="restore it; or start from the beginning with `restart`",
-            )
         is_longer = file.start < self.byte < len(file.content)
         if is_longer and not any(one in (NEWLINE, RETURN) for one in file.content[self.byte - 1 : self.byte + 1]):
             raise ConnectorError(
@@ -297,10 +292,14 @@ class CsvBlock:
 
     @property
     def end(self) -> Position:
-        return self.place.position(self.bytes_end, 0)
+        return self.place.position(self.bytes_end, 0, self.bytes_end)
 
     def position(self, rows: int) -> Position:
-        return self.place.position(self.start, self.skipped + rows)
+        rows += self.skipped
+        content, delimiter = self.file.content[: self.bytes_end], ord(self.reading.format.delimiter)
+        # What is behind these rows may still be mended.
+        bytes_read, _ = head_end(self.file.path, content, self.start, delimiter, rows, self.bytes_end - self.start)
+        return self.place.position(self.start, rows, bytes_read)
 
     def read(self) -> Iterator[Rows]:
         raw = self.file.buffer.slice(self.start, self.bytes_end - self.start)

@@ -1,4 +1,4 @@
-"""What file sources share: which files a path means, in which order, and what makes them the same in another run.
+"""What file sources share: which files a path means, and in which order.
 
 The hard part is order: however the files are found, they are one partition, and its order decides which rows are
 late. So a pattern means its matches by full path, and a list means its own order.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import pyarrow as pa
-import xxhash
 
 from dataflow.errors import ConnectorError, PlanError, TypeMismatchError
 from dataflow.schema import column_not_found
 from dataflow.system import System
 
 FilePaths = str | PathLike[str] | Sequence[str | PathLike[str]]
-PREFIX_BYTES = 65_536
-"""Hashed to tell whether a file is still the one that was read before."""
 
 
 class Files:
@@ -68,81 +64,6 @@ class Files:
     def identity(self) -> tuple[object, ...]:
         """What names the files; not what they are, since they may grow."""
         return self.given
-
-    def marks(self, paths: Sequence[str], system: System, after: FileMark | None = None) -> Marks:
-        """How each of these files is known again; `after` is the mark where reading goes on."""
-        return Marks(paths, system, after)
-
-    def check(self, mark: FileMark, paths: Sequence[str], system: System) -> int:
-        """The number of the marked file among the files of today; raises when what was read is not there any more, or
-        has changed, or when files have come before it, which would never be read."""
-        if mark.path not in paths:
-            raise ConnectorError(
-                f"{mark.path}, in which the last run stopped reading, is not there any more",
-                help="restore it; or start from the beginning with `restart`",
-            )
-        number = paths.index(mark.path)
-        if number != mark.number or Marks(paths, system).before(number) != mark.before:
-            raise ConnectorError(
-                f"the files before {mark.path} are not those that were read ({mark.number} then, {number} now), or one "
-                "of them has another size: what came to them would never be read",
-                help="write only to the last file, and give new files names that sort behind it; or start from the "
-                "beginning with `restart`",
-            )
-        content = system.disk.map(mark.path)
-        if content.size < mark.prefix_bytes or _prefix(content, mark.prefix_bytes) != (mark.prefix_bytes, mark.prefix):
-            raise ConnectorError(
-                f"{mark.path} is another file than the one that was read: its beginning has changed",
-                help="restore it; or start from the beginning with `restart`",
-            )
-        return number
-
-
-@dataclass(frozen=True, slots=True)
-class FileMark:
-    """A file in which reading may go on, and how it is known again."""
-
-    path: str
-    number: int
-    before: str
-    """A hash of the paths before it."""
-    prefix_bytes: int
-    prefix: str
-    """A hash of so many bytes at its beginning."""
-
-
-class Marks:
-    """The marks of some files, made one after the other."""
-
-    def __init__(self, paths: Sequence[str], system: System, after: FileMark | None = None) -> None:
-        self._paths, self._system = paths, system
-        self._before = {0: _hash_of(b"")} if after is None else {after.number: after.before}
-
-    def before(self, number: int) -> str:
-        """A hash of the paths before the file of this number, and of their sizes as they were when they were read."""
-        if number not in self._before:
-            for earlier in range(max(known for known in self._before if known < number), number):
-                self._add(earlier, self._system.disk.size(self._paths[earlier]))
-        return self._before[number]
-
-    def _add(self, number: int, size: int) -> None:
-        told = f"{self._before[number]}{self._paths[number]}\0{size}"
-        self._before.setdefault(number + 1, _hash_of(told.encode()))
-
-    def of(self, number: int) -> FileMark:
-        """What a later run wants to find unchanged when it goes on in the file of this number."""
-        content, before = self._system.disk.map(self._paths[number]), self.before(number)
-        self._add(number, content.size)
-        return FileMark(self._paths[number], number, before, *_prefix(content, content.size))
-
-
-def _prefix(content: pa.Buffer, size: int) -> tuple[int, str]:
-    taken = min(PREFIX_BYTES, size)
-    return taken, _hash_of(content.slice(0, taken))
-
-
-def _hash_of(content: bytes | pa.Buffer) -> str:
-    return xxhash.xxh3_64_hexdigest(memoryview(content))
 
 
 def _is_pattern(path: str) -> bool:

@@ -12,7 +12,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -23,7 +23,8 @@ from dataflow.event_time import ticks_us
 from dataflow.message import Batch, UnreadTimes
 from dataflow.operators.base import Position, ReadRequest, Rows, TimesRequest
 from dataflow.operators.sources.arrow import as_asked, asked_types
-from dataflow.operators.sources.files import FileMark, FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.files import FilePaths, Files, check_on_error, selected
+from dataflow.operators.sources.marks import FileMark, MarkedFile, Marks
 from dataflow.schema import plain_schema, type_name
 from dataflow.system import System
 
@@ -73,12 +74,12 @@ class ParquetSource:
     def splits(self, partition: int, request: ReadRequest, position: Position = None) -> Iterator[RowGroups]:
         paths = self.files.paths(request.system)
         at = None if position is None else _At(**cast(dict[str, Any], position))
-        marks = self.files.marks(paths, request.system, None if at is None else at.mark)
-        start = 0 if at is None else self.files.check(at.mark, paths, request.system)
+        marks = Marks(paths, request.system, durable=request.durable)
+        start = 0 if at is None else marks.go_on(at.mark)
         first, begin = (0, 0) if at is None else (at.first, at.rows)
         known: tuple[str, pa.Schema] | None = None
         for number in range(start, len(paths)):
-            path = paths[number]
+            path, marked = paths[number], marks.open(number)
             readers = _Readers(path, request)
             _require_planned(path, readers.schema, self._planned, request.columns)
             known = known or (path, readers.schema)
@@ -89,7 +90,7 @@ class ParquetSource:
                     f"{path} has {rows_total} rows now, and had {at.rows_total} when the last run stopped in it",
                     help="restore it; or start from the beginning with `restart`",
                 )
-            place = _Place(marks.of(number), rows_total, first - begin)
+            place = _Place(marked, rows_total, first - begin)
             for numbers, rows in _together(readers.metadata):
                 skipped, begin = min(begin, rows), max(begin - rows, 0)
                 if skipped < rows or (not rows and not skipped):
@@ -105,13 +106,14 @@ class ParquetSource:
 class _Place:
     """A file among the others: `first` is the number of its first row in the partition."""
 
-    mark: FileMark
+    marked: MarkedFile
     rows_total: int
     first: int
 
-    def position(self, until: int) -> Position:
+    def position(self, until: int, bytes_read: int) -> Position:
         """After the rows of the partition up to, not including, number `until`, which is in this file."""
-        return {"mark": asdict(self.mark), "rows_total": self.rows_total, "rows": until - self.first, "first": until}
+        mark = self.marked.mark_after(bytes_read)
+        return {"mark": mark, "rows_total": self.rows_total, "rows": until - self.first, "first": until}
 
 
 class _At:
@@ -206,7 +208,7 @@ class RowGroups:
         return self.position(self.rows - self.skipped)
 
     def position(self, rows: int) -> Position:
-        return self.place.position(self.first + rows)
+        return self.place.position(self.first + rows, _bytes_end(self.readers.metadata.row_group(self.numbers[-1])))
 
     def read(self) -> Iterator[Rows]:
         first, types, unread = self.first, self.readers.types, self._unread_times()
@@ -267,6 +269,15 @@ class RowGroups:
             yield table
         else:  # its chunks cannot be made one
             yield from table.to_batches()
+
+
+def _bytes_end(group: pq.RowGroupMetaData) -> int:
+    """Where a row group ends in its file."""
+    if not group.num_columns:
+        return 0
+    last = group.column(group.num_columns - 1)
+    start = last.dictionary_page_offset if last.has_dictionary_page else last.data_page_offset
+    return int(start + last.total_compressed_size)
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -98,6 +98,46 @@ def test_a_finished_run_is_done_and_more_input_is_refused(tmp_path: Path, capsys
     assert minutes_in(store) == [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)]
 
 
+def sums(path: object, read: Any = flow.read_csv) -> flow.Pipeline:
+    total = read(path).watermark("at").window(flow.tumbling("1m")).agg(total=col.n.sum())
+    return flow.Pipeline("job", total.write_topic("sums"))
+
+
+@pytest.mark.parametrize("until", ["head", None])
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_a_row_that_was_edited_after_it_was_read_is_noticed(tmp_path: Path, name: str, until: str | None) -> None:
+    store = tmp_path / "store"
+    for number in ("1", "2"):
+        write_csv(tmp_path / f"{number}.csv", [minute / 100 for minute in range(9_000)])
+    path = tmp_path / f"{name}.csv"
+    sums(f"{tmp_path}/?.csv").run(store=store, until=until)
+    before = path.read_text()
+    path.write_text(before.replace(",8888\n", ",8889\n"))  # behind its first 64 KiB
+    with pytest.raises(PlanError, match=rf"(?s)DF0407.*{path} has changed where it was read.*`restart`") as refused:
+        sums(f"{tmp_path}/?.csv").run(store=store, until=until, restarts=1)
+    assert refused.value.origin is not None
+    path.write_text(before)
+    again = sums(f"{tmp_path}/?.csv").run(store=store, until=until)
+    assert (again.rows_in, again.already_finished) == (0, until is None)
+    path.write_text(before.replace(",8888\n", ",8889\n"))
+    assert sums(f"{tmp_path}/?.csv").run(store=store, until=until, restart=True).rows_in == 18_000
+
+
+def test_row_groups_that_were_read_may_not_change(tmp_path: Path) -> None:
+    path, store = tmp_path / "in.parquet", tmp_path / "store"
+
+    def run(value: int) -> int:
+        at = pa.array(range(0, 10_000_000_000, 1_000_000), pa.timestamp("us"))
+        values = [number * 12_347 % 10_007 for number in range(10_000)]
+        values[5_000] = value
+        pq.write_table(pa.table({"at": at, "n": values}), path, row_group_size=3_000)
+        return sums(path, flow.read_parquet).run(store=store, until="head").rows_in
+
+    assert (run(1), run(1)) == (10_000, 0)  # written anew, with the same bytes
+    with pytest.raises(PlanError, match=r"DF0407.*has changed where it was read"):
+        run(2)
+
+
 def test_steps_without_state_may_change_and_others_may_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us")), "x": [1, 2, 3]})
 
@@ -333,13 +373,19 @@ def test_a_sink_that_fails_to_recover_is_told_and_tried_again(tmp_path: Path) ->
     assert run(2).restarts <= 2
 
 
-def test_two_sinks_on_one_file_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_two_sinks_on_one_file_or_one_table_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     rows = flow.from_rows([{"n": 1}], {"n": "int64"})
     path = str(tmp_path / "x.csv")
     twice = [rows.write_csv(path, name="one"), rows.write_csv(f"{tmp_path}/./x.csv", name="two")]
-    tables = [rows.write_sqlite(tmp_path / "x.db", table) for table in ("a", "b")]
-    for sinks in (twice, tables):
-        with pytest.raises(PlanError, match="DF0405"):
+    one, same, other = (rows.write_sqlite(tmp_path / "x.db", name) for name in ("Prices", "pRICES", "other"))
+    text = rows.write_csv(tmp_path / "x.db")
+    for sinks, place in (
+        (twice, path),
+        ((one, other, same), f"the table `prices` of {tmp_path}/x.db"),
+        ((one, text), f"{tmp_path}/x.db"),
+        ((text, other), f"{tmp_path}/x.db"),
+    ):
+        with pytest.raises(PlanError, match=f"DF0405.*two sinks write {place}: here"):
             flow.Pipeline("job", *sinks).run(store=tmp_path / "s")
     parts = [rows.write_csv(f"{tmp_path}/out/", name=name) for name in ("one", "two")]
     flow.Pipeline("parts", *parts).run(store=tmp_path / "s")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
@@ -17,7 +22,11 @@ import pytest
 import dataflow as flow
 from dataflow.errors import ConnectorError, DataflowError, ProgramError
 from dataflow.operators.sinks import sqlite
+from dataflow.system import SimulatedSystem
+from dataflow.torture.seam import FaultySystem, closing_quietly
+from dataflow.torture.simulation import Fault, silent
 
+ROOT = Path(__file__).parents[3]
 TABLE = pa.table({"id": [1, 2, 1], "word": ["a", None, "c"]})
 
 
@@ -204,3 +213,133 @@ def test_awkward_names_of_tables_and_columns(tmp_path: Path) -> None:
 def test_a_table_without_rows_is_made_too(tmp_path: Path) -> None:
     write(tmp_path / "t.db", TABLE.slice(0, 0))
     assert ask(tmp_path / "t.db", "SELECT * FROM t") == []
+
+
+# ── two tables of one database ──
+
+
+class Numbers:
+    """Rows in order, from any one on."""
+
+    schema, name = pa.schema({"n": pa.int64()}), "numbers"
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def partitions(self) -> list[str]:
+        return ["0"]
+
+    def open(self, partition: str, position: object | None) -> Reader:
+        return Reader(self.rows, position if isinstance(position, int) else 0)
+
+
+class Reader:
+    def __init__(self, rows: int, at: int) -> None:
+        self.rows, self.at = rows, at
+
+    def read(self, rows_max: int) -> pa.RecordBatch | flow.EndOfInput:
+        if self.at >= self.rows:
+            return flow.EndOfInput()
+        first, self.at = self.at, min(self.at + 7, self.rows)
+        return pa.record_batch({"n": pa.array(range(first, self.at), pa.int64())})
+
+    def position(self) -> object:
+        return self.at
+
+
+def two_tables(path: str | Path, rows: int) -> flow.Pipeline:
+    """All numbers into one table, and how many of each remainder there are, as they come, into the other."""
+    numbers = flow.read(Numbers(rows))
+    even = numbers.filter(flow.col.n % 2 == 0).derive(half=flow.col.n / 2)
+    return flow.Pipeline("p", numbers.write_sqlite(path, "every"), even.write_sqlite(path, "even", key="n"))
+
+
+def check_two_tables(path: Path, rows: int) -> None:
+    assert ask(path, "SELECT n FROM every ORDER BY rowid") == [(n,) for n in range(rows)]
+    assert ask(path, "SELECT n, half FROM even ORDER BY n") == [(n, n / 2) for n in range(0, rows, 2)]
+
+
+@STORES
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_tables_of_one_database_take_turns(
+    tmp_path: Path, store: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataflow.operators.sinks.output.SPOOL_BYTES_MAX", 1000)
+    monkeypatch.setattr("dataflow.operators.sinks.staged.STAGED_BYTES_MAX", 100)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 0)
+    threads: set[int] = set()
+    transaction = sqlite.SqliteSink._transaction
+
+    def told(self: sqlite.SqliteSink) -> Any:
+        threads.add(threading.get_ident())
+        return transaction(self)
+
+    monkeypatch.setattr(sqlite.SqliteSink, "_transaction", told)
+    pipeline = two_tables(tmp_path / "t.db", 5_000)
+    assert pipeline.explain().count("1 task, own thread for t.db\n") == 2
+    pipeline.run(store=tmp_path / "store" if store else None, workers=workers, checkpoint_interval="5ms")
+    check_two_tables(tmp_path / "t.db", 5_000)
+    assert len(threads) == 1
+    assert sorted(one.name for one in tmp_path.iterdir() if one.name != "store") == ["t.db"]
+
+
+KILLED = """
+import os, signal, sys
+from dataflow.operators.sinks.sqlite import SqliteSink
+from tests.operators.sinks.test_sqlite import two_tables
+path, store, rows, workers, kill_at = sys.argv[1:]
+left, usual = int(kill_at), SqliteSink._insert
+def insert_and_die(self, connection, batches):
+    global left
+    usual(self, connection, batches)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+SqliteSink._insert = insert_and_die
+two_tables(path, int(rows)).run(store=store, workers=int(workers), checkpoint_interval="3ms")
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_tables_have_each_row_once_though_runs_are_killed_inside_of_transactions(
+    tmp_path: Path, workers: int
+) -> None:
+    path = tmp_path / "t.db"
+    codes: list[int] = []
+    while not codes or codes[-1] == -signal.SIGKILL:
+        kill_at = len(codes) + 1 if len(codes) < 6 else 0
+        arguments = [str(path), str(tmp_path / "store"), "3000", str(workers), str(kill_at)]
+        run = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=100, check=False, cwd=ROOT)
+        codes.append(run.returncode)
+    assert codes[-1] == 0
+    assert len(codes) > 3, "some were killed"
+    check_two_tables(path, 3000)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # SQLite closes what is dead
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+def test_two_tables_have_each_row_once_wherever_a_simulated_run_dies(workers: int, power: bool) -> None:
+    expected = [(n,) for n in range(60)], [(n, n / 2) for n in range(0, 60, 2)]
+    dies_at, deaths = 1, 0
+    while True:
+        system, fault = SimulatedSystem(seed=dies_at), Fault("kill", dies_at)
+        system.disk.make_dirs("/home")
+        with closing_quietly(), silent():
+            two_tables("/home/t.db", 60).run(
+                store="/home/store", system=FaultySystem(system, fault), workers=workers, checkpoint_interval="1ms"
+            )
+        if not fault.has_fired:
+            break
+        deaths += 1
+        if power:
+            system.disk.lose_power()
+        system.disk.kill_processes()
+        system.scheduler.forget_threads()
+        two_tables("/home/t.db", 60).run(store="/home/store", system=system, workers=workers)
+        with closing(apsw.Connection("/home/t.db", vfs=system.disk.vfs_name())) as database:
+            every, even = (list(database.execute(f"SELECT * FROM {name} ORDER BY n")) for name in ("every", "even"))
+        assert (every, even) == expected, dies_at
+        dies_at += 3
+    assert deaths > 20
+    gc.collect()  # what the dead have left open is closed here, not in another test

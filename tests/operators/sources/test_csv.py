@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataflow.errors import ConnectorError, DataflowError, NameNotFoundError, TypeMismatchError
+from dataflow.errors import ConnectorError, DataflowError, NameNotFoundError, PlanError, TypeMismatchError
 from dataflow.kernels.csv import pair_quotes
 from dataflow.operators.sources.csv import CsvSource
 from dataflow.operators.sources.csv_blocks import PLAIN_QUOTES_MAX, last_row_end, quoted_spans, row_bounds
@@ -507,3 +507,22 @@ def test_blocks_are_slices_of_the_mapped_file(tmp_path: Path) -> None:
     assert len(splits) > 10
     assert len(buffers) == 1
     assert np.shares_memory(splits[0].file.content, splits[-1].file.content)
+
+
+def test_a_row_may_be_mended_if_the_rows_that_were_read_are_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    lines = [b"a,b\n", *(b'"%d\n",%d\n' % (number, number) for number in range(10, 60))]
+    path.write_bytes(b"".join(lines))
+    source = CsvSource(path)
+    asked = request(source, ["b"])
+    (block,) = source.splits(0, asked)
+    position = block.position(20)
+
+    def changed(number: int) -> list[Any]:
+        path.write_bytes(b"".join([*lines[:number], b'"mended\n",7\n', *lines[number + 1 :]]))
+        on = CsvSource(path).splits(0, asked, position)
+        return [n for split in on for part in split.read() for n in part.columns["b"].to_pylist()]
+
+    with pytest.raises(PlanError, match="DF0407"):
+        changed(20)
+    assert changed(21)[:2] == [7, 31]

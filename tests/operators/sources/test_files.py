@@ -65,39 +65,6 @@ def test_a_name_comes_from_the_file_or_its_directory() -> None:
     assert Files("*.csv", ".csv").name == "files"
 
 
-def test_a_file_that_has_grown_is_known_again_and_one_with_another_beginning_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"abc")
-    files = Files(path, "")
-    mark = files.marks(files.paths(SYSTEM), SYSTEM).of(0)
-    for content in (b"abc", b"abcd", b"abc" + b"x" * 70_000):
-        path.write_bytes(content)
-        assert files.check(mark, files.paths(SYSTEM), SYSTEM) == 0
-    for content in (b"", b"ab", b"abd", b"xabc"):
-        path.write_bytes(content)
-        with pytest.raises(ConnectorError, match="its beginning has changed"):
-            files.check(mark, files.paths(SYSTEM), SYSTEM)
-
-
-def test_a_file_that_comes_before_those_that_were_read_is_refused(tmp_path: Path) -> None:
-    for name in ("b", "c"):
-        (tmp_path / name).write_bytes(name.encode())
-    files = Files(str(tmp_path / "*"), "")
-    mark = files.marks(files.paths(SYSTEM), SYSTEM).of(1)
-    (tmp_path / "d").write_bytes(b"d")
-    assert files.check(mark, files.paths(SYSTEM), SYSTEM) == 1
-    (tmp_path / "a").write_bytes(b"a")
-    with pytest.raises(ConnectorError, match="what came to them would never be read"):
-        files.check(mark, files.paths(SYSTEM), SYSTEM)
-    (tmp_path / "a").unlink()
-    (tmp_path / "b").write_bytes(b"longer")
-    with pytest.raises(ConnectorError, match="one of them has another size"):
-        files.check(mark, files.paths(SYSTEM), SYSTEM)
-    (tmp_path / "c").unlink()
-    with pytest.raises(ConnectorError, match="is not there any more"):
-        files.check(mark, files.paths(SYSTEM), SYSTEM)
-
-
 def test_files_of_a_simulated_disk_are_found_too() -> None:
     system = SimulatedSystem(seed=1)
     system.disk.make_dirs("/d")
