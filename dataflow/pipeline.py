@@ -307,7 +307,7 @@ class _Run:
             resume=resume,
             to_head=self.to_head,
         )
-        with _Signals(coordinator.stop) as signals, TunedProcess():
+        with _Signals(coordinator.give_up if self.reads_only else coordinator.stop) as signals, TunedProcess():
             try:
                 job.start()
                 coordinator.run(job)
@@ -316,6 +316,8 @@ class _Run:
                 job.join()
                 job.close()
         job.raise_failure()
+        if self.reads_only:
+            signals.pass_on()
         if coordinator.gave_up:
             raise RunError(
                 f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
@@ -398,6 +400,15 @@ class _Signals:
         self.caught = signal.Signals(number).name
         self._restore()
         self._stop()
+
+    def pass_on(self) -> None:
+        """Do with what was caught as if it had not been: a table of some rows would pass for one of all."""
+        if self.caught is None:
+            return
+        signal.raise_signal(signal.Signals[self.caught])
+        if self.caught == "SIGINT":  # the program has a handler of its own, which has returned
+            raise KeyboardInterrupt
+        raise RunError(f"{self.caught} came before all rows were read", help="nothing was kept: run it again")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

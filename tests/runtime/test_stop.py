@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -52,6 +54,42 @@ def test_sigterm_under_a_slow_sink_commits_a_prefix(workers: int) -> None:
     assert result.stopped == "SIGTERM"
     assert sink.rows == list(range(len(sink.rows))) and len(sink.rows) < 500_000
     assert sink.committed[-1] == len(sink.rows) == result.rows_out == result.rows_in
+
+
+def interrupted(number: int) -> flow.Stream:
+    """Rows without an end, after some of which a signal comes."""
+
+    def rows() -> Iterator[dict[str, int]]:
+        for n in itertools.count():
+            if n == 1_000:
+                os.kill(os.getpid(), number)
+            yield {"n": n}
+
+    return flow.from_rows(rows(), {"n": "int64"})
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, lambda number, frame: None])
+def test_ctrl_c_never_makes_a_part_of_the_rows_the_result(handler: Any) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(signal.SIGINT).collect()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(signal.SIGINT).head(10**9)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_in_collect_is_left_to_the_programs_own_handler() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(RunError, match="SIGTERM came before all rows were read"):
+            interrupted(signal.SIGTERM).collect()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
