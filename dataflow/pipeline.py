@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataflow.errors import DataflowError, PlanError, ProgramError, RunError, caller_origin
+from dataflow.errors import CloseError, DataflowError, PlanError, ProgramError, RunError, caller_origin
 from dataflow.event_time import duration_us
 from dataflow.graph.nodes import Node, graph_hash, in_order, state_hash
 from dataflow.operators.base import SinkSpec, SourceSpec
@@ -220,7 +220,7 @@ class _Run:
         for attempt in range(self.restarts + 1):
             try:
                 return replace(self._attempt(), restarts=attempt)
-            except ProgramError:
+            except (ProgramError, CloseError):  # begun again it would end the same way, or go on after a stop
                 raise
             except DataflowError as error:
                 if attempt == self.restarts:
@@ -324,6 +324,7 @@ class _Run:
                 help="the last commit stands; a source or sink was busy in a call that did not return",
             )
         committer.finish()
+        job.raise_unclosed()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
         result = self._result(job, coordinator, stopped)
         _tell_unread(result.unread, self.pipeline.name if resume.durable else None)

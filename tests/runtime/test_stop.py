@@ -167,6 +167,32 @@ def test_a_sink_whose_commit_fails_is_asked_again_and_the_others_commit_too(tmp_
     assert flow.Store(tmp_path).read("t").num_rows == 2
 
 
+class ClosingBadly(KeptSink):
+    def close(self) -> None:
+        raise OSError("cannot hang up")
+
+
+def test_a_sink_that_cannot_be_closed_has_committed_all_the_same(tmp_path: Path) -> None:
+    pipeline = flow.Pipeline("p", flow.from_rows([{"k": 1}, {"k": 2}]).to(ClosingBadly(), name="phone"))
+    with pytest.raises(RunError, match=r"'sink phone' .* could not be closed: OSError: cannot hang up") as caught:
+        pipeline.run(store=tmp_path, restarts=2)
+    assert caught.value.code == "DF0702"
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+    assert "taken back" not in caught.value.message and "is committed" in (caught.value.help or "")
+    assert pipeline.run(store=tmp_path).already_finished
+
+
+def test_a_sink_that_cannot_be_closed_does_not_hide_what_failed_before(tmp_path: Path) -> None:
+    class Broken(ClosingBadly):
+        def write(self, batch: pa.RecordBatch) -> None:
+            raise OSError("no more room")
+
+    with pytest.raises(RunError, match="no more room") as caught:
+        flow.Pipeline("p", flow.from_rows([{"k": 1}]).to(Broken())).run(store=tmp_path)
+    assert "(OSError: cannot hang up) could not be closed either" in (caught.value.help or "")
+    assert "but not by" not in (caught.value.help or "")
+
+
 def test_a_run_with_sinks_of_other_kinds_has_finished_once_they_have_committed(tmp_path: Path) -> None:
     def run() -> flow.RunResult:
         numbers = flow.from_rows([{"k": 1}, {"k": 2}])
