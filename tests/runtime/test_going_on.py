@@ -138,14 +138,27 @@ def test_late_and_error_rows_that_nobody_reads_are_kept_in_topics(
     made = rows.watermark("t").window(flow.tumbling("1m"), by="k").agg(n=col.n.sum())
     flow.Pipeline("my job", made.write_topic("out")).run(store=tmp_path)
     told = capsys.readouterr().err
-    assert "the topic `my_job.late`" in told
-    assert "the topic `my_job.errors`" in told
+    assert "the topic `my_job-c022bf51.late`" in told
+    assert "the topic `my_job-c022bf51.errors`" in told
     with flow.Store(tmp_path) as store:
-        (late,) = store.read("my_job.late").to_pylist()
-        (wrong,) = store.read("my_job.errors").to_pylist()
+        (late,) = store.read("my_job-c022bf51.late").to_pylist()
+        (wrong,) = store.read("my_job-c022bf51.errors").to_pylist()
     assert (late["n"], late["k"], late["late_reason"]) == (3, "c", "window_final")
     assert "tumbling" in late["late_step"]
     assert (wrong["n"], wrong["error_code"]) == (4, "DF0404")
+
+
+def test_pipelines_of_other_names_do_not_share_the_topics_of_their_unread_rows(tmp_path: Path) -> None:
+    times = pa.array([0, 5 * MINUTE_US, 1], pa.timestamp("us"))
+    names = ["a/b", "a_b", "a b", "x" * 200, "x" * 201, "x" * 180]
+    for number, name in enumerate(names):
+        rows = flow.from_arrow(pa.table({"t": times, "n": [number] * 3})).watermark("t")
+        made = rows.window(flow.tumbling("1m"), by="n").agg(rows=count())
+        flow.Pipeline(name, made.write_topic("out")).run(store=tmp_path)
+    with flow.Store(tmp_path) as store:
+        late = [topic.name for topic in store.topics() if topic.name.endswith(".late")]
+        assert sorted(store.read(name)["n"].to_pylist() for name in late) == [[n] for n in range(len(names))]
+    assert {"a_b.late", f"{'x' * 180}.late"} < set(late)
 
 
 def test_unread_rows_of_steps_with_other_columns_share_a_topic(tmp_path: Path) -> None:
