@@ -19,7 +19,7 @@ import pyarrow as pa
 from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
 from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
-from dataflow.state.layout import Layout, check_is_free, check_topic_name, make_durable_dirs
+from dataflow.state.layout import Layout, check_is_free, check_pipeline_name, check_topic_name, make_durable_dirs
 from dataflow.state.log.reader import TopicReader, fit
 from dataflow.state.log.recovery import Listing, recover_partition
 from dataflow.state.log.segment import IndexEntry, Partition
@@ -225,6 +225,7 @@ class Store:
 
     def lock_pipeline(self, name: str) -> Lock:
         """Take the lock of a pipeline's name for as long as it runs; refused with the holder's name."""
+        check_pipeline_name(name)
         catalog = self._catalog(create=True)
         with self._told_errors(f"the lock of pipeline `{name}`"):
             make_durable_dirs(self.system.disk, self._layout.locks, until=self._layout.root)
