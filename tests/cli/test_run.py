@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dataflow as flow
 from tests.cli import programs
 from tests.cli.conftest import Cli, environment
 
@@ -98,6 +99,38 @@ def test_an_exception_while_running_exits_with_1_and_shows_the_users_frames(cli:
     assert "LookupError: no more" in ran.stderr
     assert "in broken" in ran.stderr
     assert "/dataflow/" not in ran.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [2, 20, 60])
+def test_a_disk_that_takes_no_more_is_told_in_our_words_only(tmp_path: Path, program: Program, kilobytes: int) -> None:
+    program(programs.WORDS)
+    size = kilobytes << 10
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+        "from dataflow.cli import main; sys.exit(main(['run', 'program.py', '--store', 'store']))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error[DF06"), ran.stderr
+    assert "Traceback" not in ran.stderr and "apsw" not in ran.stderr, ran.stderr
+
+
+def test_a_store_that_cannot_tidy_up_closes_all_the_same(tmp_path: Path) -> None:
+    script = (
+        "import resource, pyarrow as pa, dataflow as flow\n"
+        "closed, forgotten = flow.Store('closed'), flow.Store('forgotten')\n"
+        "for store in (closed, forgotten): store.append('t', pa.table({'n': [1]}))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "closed.close()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for name in ("closed", "forgotten"):
+        assert flow.Store(tmp_path / name).read("t")["n"].to_pylist() == [1]
 
 
 def test_the_file_runs_under_a_name_of_its_own_beside_its_neighbours(cli: Cli, program: Program) -> None:
