@@ -70,6 +70,15 @@ class Layout:
         return os.path.join(self.root, "catalog.db")
 
     @property
+    def catalog_log(self) -> str:
+        return f"{self.catalog}-wal"
+
+    @property
+    def catalog_index(self) -> str:
+        """Of SQLite's log: memory that its readers and writers share."""
+        return f"{self.catalog}-shm"
+
+    @property
     def creation_lock(self) -> str:
         return os.path.join(self.root, "store.lock")
 

@@ -76,7 +76,8 @@ class Store:
         if self.exists:
             return
         try:
-            check_is_free(self.system.disk, self._layout)
+            with self._told_errors("its directory"):
+                check_is_free(self.system.disk, self._layout)
         except StoreError:
             if not self.exists:  # else another process has made it meanwhile
                 raise
@@ -249,6 +250,10 @@ class Store:
                 f"there is no store at {self.path}",
                 help="did the pipeline run, and with this store? the path is relative to the working directory",
             )
+        if create and catalog.is_read_only:
+            from dataflow.state.catalog_access import not_writable
+
+            raise not_writable(self._layout)
         return catalog
 
     def _catalog_if_made(self) -> Catalog | None:

@@ -82,7 +82,7 @@ def verify_store(arguments: argparse.Namespace) -> int:
 
     path = arguments.store or Path()
     # Without its catalog it is a damaged store; a folder without topics either is none.
-    if not any((path / name).exists() for name in ("catalog.db", "topics")):
+    if not _names(path) & {"catalog.db", "topics"}:
         raise _no_store(path)
     report = verify(path)
     if arguments.json:
@@ -143,6 +143,20 @@ def _store(path: Path | None) -> dataflow.Store:
     if not store.exists:
         raise _no_store(store.path)
     return store
+
+
+def _names(path: Path) -> set[str]:
+    """What a folder holds; nothing when it is none."""
+    try:
+        return {entry.name for entry in path.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be looked into ({error.strerror}); nothing was changed",
+            code="DF0604",
+            help="is it another user's? ask for the permission to read it",
+        ) from None
 
 
 def _no_store(path: object) -> ProgramError:

@@ -146,6 +146,13 @@ class RealDisk:
     def size(self, path: FilePath) -> int:
         return os.path.getsize(path)
 
+    def stamp(self, path: FilePath) -> object:
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def list_dir(self, path: FilePath) -> list[str]:
         return sorted(os.listdir(path))
 

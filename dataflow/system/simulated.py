@@ -179,6 +179,9 @@ class SimulatedDisk:
     def size(self, path: FilePath) -> int:
         return len(self.file(path).content)
 
+    def stamp(self, path: FilePath) -> object:
+        return self.read_bytes(path) if self.exists(path) else None
+
     def list_dir(self, path: FilePath) -> list[str]:
         name = os.path.abspath(path)
         if not self.is_dir(name):

@@ -154,6 +154,9 @@ class FaultyDisk:
     def size(self, path: FilePath) -> int:
         return self._inner.size(path)
 
+    def stamp(self, path: FilePath) -> object:
+        return self._inner.stamp(path)
+
     def list_dir(self, path: FilePath) -> list[str]:
         return self._inner.list_dir(path)
 
