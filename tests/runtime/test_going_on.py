@@ -72,6 +72,31 @@ def test_a_line_that_is_half_written_waits_for_its_end(tmp_path: Path) -> None:
     assert counted(path).run(store=store, until="head").rows_in == 2
 
 
+@pytest.mark.parametrize(
+    ("line_end", "given"),
+    [("\n", {}), *((one, {"schema": {"n": "int64", "s": "string"}}) for one in ("\n", "\r\n", "\r"))],
+)
+def test_a_quoted_field_that_is_half_written_waits_for_its_end(
+    tmp_path: Path, line_end: str, given: dict[str, Any]
+) -> None:
+    path, store = tmp_path / "in.csv", tmp_path / "store"
+    whole = f'n,s{line_end}1,"a{line_end}b"{line_end}2,"c{line_end}d ""quoted"""{line_end}3,"e"{line_end}'
+    rest = len(line_end) - 1  # a carriage return ends a row, whatever comes then
+    ends = (whole.index("2,") - rest, whole.index("3,") - rest, len(whole) - rest)
+    total = 0
+    for size in range(len(f"n,s{line_end}1,"), len(whole) + 1):
+        path.write_bytes(whole[:size].encode())
+        expected = sum(end <= size for end in ends)
+        if given or total:  # types cannot be told before there is a row
+            pipeline = flow.Pipeline("job", flow.read_csv(path, **given).write_topic("t"))
+            total += pipeline.run(store=store, until="head", workers=1).rows_in
+            assert total == expected, whole[:size]
+        elif expected:
+            total = flow.Pipeline("job", flow.read_csv(path).write_topic("t")).run(store=store, until="head").rows_in
+    with flow.Store(store) as opened:
+        assert opened.read("t")["s"].to_pylist() == [f"a{line_end}b", f'c{line_end}d "quoted"', "e"]
+
+
 def test_a_row_that_went_on_after_it_was_read_is_refused(tmp_path: Path) -> None:
     path, store = tmp_path / "in.csv", tmp_path / "store"
     path.write_text("at,n\n1970-01-01T00:00:00,1\n1970-01-01T00:00:01,1")
