@@ -2,8 +2,8 @@
 
 Messages go to stderr and results to stdout. The exit code is the hard part, since scripts and service managers
 act on it: 0 all input read, or endless input stopped by SIGTERM and committed; 1 the run failed; 2 wrong program
-or wrong use; 3 bounded input stopped by SIGTERM; 130 after Ctrl-C; 143 after a second SIGTERM. A user's
-exception shows the user's traceback, ours show none.
+or wrong use; 3 bounded input stopped by SIGTERM, or a run that had not begun; 130 after Ctrl-C; 143 after a second
+SIGTERM. A user's exception shows the user's traceback, ours show none.
 """
 
 from __future__ import annotations

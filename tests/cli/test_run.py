@@ -155,6 +155,40 @@ def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program,
     assert [json.loads(row)["n"] for row in rows] == list(range(len(rows)))
 
 
+TERMINATE = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+
+
+@pytest.mark.parametrize("body", [TERMINATE, f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept Exception: pass"])
+def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
+    tmp_path: Path, cli: Cli, program: Program, body: str
+) -> None:
+    program(body + programs.WORDS)
+    ran = cli("run", "program.py", "--store", "store")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert ran.stderr == "stopped by SIGTERM before the run began: nothing was read, nothing was written\n"
+    assert not (tmp_path / "store").exists()
+
+
+SINK = """
+class Sink:
+    def recover(self, handle):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+    def open(self, epoch): pass
+    def write(self, batch): pass
+    def prepare(self, epoch): pass
+    def commit(self, handle): pass
+    def abort(self, handle): pass
+"""
+
+
+def test_sigterm_while_a_run_is_made_stops_it_as_soon_as_it_can(cli: Cli, program: Program) -> None:
+    program(SINK + 'pipeline = flow.Pipeline("p", flow.from_rows([{"n": 1}] * 10**5).to(Sink()))')
+    ran = cli("run", "program.py", "--store", "store", "--restarts", "1")
+    assert ran.returncode == 3, ran.stderr
+    assert "stopped by SIGTERM" in ran.stderr
+
+
 @pytest.mark.parametrize("line", ["col.a > 0 and col.b", "0 < col.a < 2", "col.a.quantile(2)"])
 def test_an_expression_that_is_wrong_itself_is_told_with_its_line(cli: Cli, program: Program, line: str) -> None:
     program(f"wrong = {line}\n")

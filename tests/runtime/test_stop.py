@@ -92,6 +92,22 @@ def test_sigterm_in_collect_is_left_to_the_programs_own_handler() -> None:
     assert heard == [signal.SIGTERM]
 
 
+def test_a_run_that_fails_while_it_stops_is_not_begun_again(tmp_path: Path) -> None:
+    class Broken(SlowSink):
+        begun = 0
+
+        def recover(self, handle: object) -> None:
+            self.begun += 1
+
+        def commit(self, handle: object) -> None:
+            raise OSError("no network")
+
+    sink = Broken(stop_after=10)
+    with pytest.raises(RunError, match="no network"):
+        flow.Pipeline("p", flow.from_arrow(pa.table({"n": range(100)})).to(sink)).run(store=tmp_path, restarts=2)
+    assert sink.begun == 1
+
+
 def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
     class Broken(SlowSink):
         def write(self, batch: pa.RecordBatch) -> None:
