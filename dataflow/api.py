@@ -152,7 +152,7 @@ class Stream:
     # ── running ──
 
     def collect(self, **options: Any) -> pa.Table:
-        """Run the stream and return all its rows; options as in `Pipeline.run`."""
+        """Run the stream and return all its rows; options as in `Pipeline.run`. Ctrl-C raises KeyboardInterrupt."""
         from dataflow.pipeline import collect
 
         return collect(self, None, options)

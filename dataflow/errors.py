@@ -143,3 +143,9 @@ class RunError(DataflowError):
     """A run failed; the last commit stands."""
 
     code = "DF0701"
+
+
+class CloseError(RunError):
+    """All that a run has read is committed, but a sink could not be closed."""
+
+    code = "DF0702"

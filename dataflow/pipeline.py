@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataflow.errors import DataflowError, PlanError, ProgramError, RunError, caller_origin
+from dataflow.errors import CloseError, DataflowError, PlanError, ProgramError, RunError, caller_origin
 from dataflow.event_time import duration_us
 from dataflow.graph.nodes import Node, graph_hash, in_order, state_hash
 from dataflow.operators.base import SinkSpec, SourceSpec
@@ -209,7 +209,7 @@ class _Run:
     ) -> None:
         self.pipeline, self.system, self.workers = pipeline, system, workers
         self.interval_seconds, self.given_store, self.reads_only = interval_seconds, store, reads_only
-        self.to_head = self.restart = False
+        self.to_head = self.restart = self.was_stopped = False
         self.restarts = 0
         self.enough: Callable[[], bool] = lambda: False
         self.began = system.clock.monotonic()
@@ -220,10 +220,10 @@ class _Run:
         for attempt in range(self.restarts + 1):
             try:
                 return replace(self._attempt(), restarts=attempt)
-            except ProgramError:
+            except (ProgramError, CloseError):  # begun again it would end the same way, or there is nothing left to do
                 raise
             except DataflowError as error:
-                if attempt == self.restarts:
+                if attempt == self.restarts or self.was_stopped:
                     raise
                 what = f"{error}\nbeginning again from the last commit in {backoff_seconds:g} s"
                 sys.stderr.write(f"{what} ({attempt + 1} of {self.restarts})\n")
@@ -233,6 +233,13 @@ class _Run:
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self) -> RunResult:
+        with _Signals() as signals:
+            try:
+                return self._begun(signals)
+            finally:
+                self.was_stopped = signals.caught is not None
+
+    def _begun(self, signals: _Signals) -> RunResult:
         from dataflow.plan import make_plan
         from dataflow.runtime.commit import StoreCommitter, open_store
 
@@ -248,7 +255,7 @@ class _Run:
                 else:
                     self._tell_changes(before)
                     resume = committer.resume(before)
-                return self._drive(plan, store, committer, resume)
+                return self._drive(plan, store, committer, resume, signals)
 
     def _program(self) -> Program:
         from dataflow.runtime.commit import Program
@@ -285,7 +292,9 @@ class _Run:
                 "rows from here on are treated in the new way\n"
             )
 
-    def _drive(self, plan: Plan, store: Store | None, committer: StoreCommitter, resume: Resume) -> RunResult:
+    def _drive(
+        self, plan: Plan, store: Store | None, committer: StoreCommitter, resume: Resume, signals: _Signals
+    ) -> RunResult:
         from dataflow.runtime.coordinator import Coordinator
         from dataflow.runtime.job import Job
         from dataflow.runtime.process import TunedProcess
@@ -307,21 +316,26 @@ class _Run:
             resume=resume,
             to_head=self.to_head,
         )
-        with _Signals(coordinator.stop) as signals, TunedProcess():
+        with TunedProcess():
             try:
+                signals.stop_with(coordinator.give_up if self.reads_only else coordinator.stop)
                 job.start()
                 coordinator.run(job)
             finally:
                 job.halt()
                 job.join()
                 job.close()
+                signals.restore()
         job.raise_failure()
+        if self.reads_only:
+            signals.pass_on()
         if coordinator.gave_up:
             raise RunError(
                 f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
                 help="the last commit stands; a source or sink was busy in a call that did not return",
             )
         committer.finish()
+        job.raise_unclosed()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
         if coordinator.stopped:
             _tell_left_behind(job)
@@ -393,26 +407,49 @@ def _tell_unread(unread: tuple[UnreadRows, ...], kept_by: str | None) -> None:
 
 
 class _Signals:
-    """SIGTERM and SIGINT ask a run to stop, once; after that they do what they did before."""
+    """SIGTERM and SIGINT ask a run to stop, once; after that they do what they did before.
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
+    A SIGTERM that comes before there is anything to stop is kept until there is. Ctrl-C is not: whoever waits at a
+    terminal for a source that does not open wants to get away.
+    """
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
         self.caught: str | None = None
 
     def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-            }
+        self._catch(signal.SIGTERM)
         return self
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """What to do from now on; at once, if the signal has come."""
+        self._stop = stop
+        self._catch(signal.SIGINT)
+        if self.caught is not None:
+            self.restore()
+            stop()
+
+    def _catch(self, number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.caught = signal.Signals(number).name
-        self._restore()
-        self._stop()
+        self.restore()
+        if self._stop is not None:
+            self._stop()
 
-    def _restore(self) -> None:
+    def pass_on(self) -> None:
+        """Do with what was caught as if it had not been: a table of some rows would pass for one of all."""
+        if self.caught is None:
+            return
+        signal.raise_signal(signal.Signals[self.caught])
+        if self.caught == "SIGINT":  # the program has a handler of its own, which has returned
+            raise KeyboardInterrupt
+        raise RunError(f"{self.caught} came before all rows were read", help="nothing was kept: run it again")
+
+    def restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -420,4 +457,4 @@ class _Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        self.restore()

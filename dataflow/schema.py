@@ -275,7 +275,7 @@ def to_schema(obj: object) -> pa.Schema:
     for name in fields:
         if not isinstance(name, str):
             raise TypeMismatchError(f"the schema names a column {name!r}: names are text")
-    return pa.schema([pa.field(name, to_type(type, f"column `{name}`")) for name, type in fields.items()])
+    return pa.schema([new_field(name, to_type(type, f"column `{name}`")) for name, type in fields.items()])
 
 
 def _annotations(cls: type) -> dict[str, object]:
@@ -300,11 +300,27 @@ COLUMNS_SHOWN_MAX = 20
 
 def column_not_found(name: str, known: typing.Sequence[str], where: str = "") -> NameNotFoundError:
     """The error for a column that is not there: the nearest one, and all of them."""
+    return NameNotFoundError(f"there is no column `{name}`{where}", help=columns_told(known, name))
+
+
+def columns_told(known: typing.Sequence[str], name: str = "") -> str:
+    """Which columns there are, and which one was perhaps meant by `name`: for the help of an error."""
     near = did_you_mean(name, known)
     shown = ", ".join(known[:COLUMNS_SHOWN_MAX]) + (f" … {len(known)} in all" if len(known) > COLUMNS_SHOWN_MAX else "")
     listed = f"(columns: {shown})" if known else "(there are no columns)"
-    help = f"did you mean `{near}`? {listed}" if near else listed
-    return NameNotFoundError(f"there is no column `{name}`{where}", help=help)
+    return f"did you mean `{near}`? {listed}" if near else listed
+
+
+def new_field(name: str, kind: pa.DataType) -> pa.Field:
+    """A column that a program names."""
+    try:
+        return pa.field(name, kind)
+    except (UnicodeEncodeError, TypeError):  # half of a character (a surrogate alone); no text at all
+        raise NameNotFoundError(
+            f"a column cannot be named {name!r}: a name is text that UTF-8 can hold",
+            code="DF0203",
+            help="take another name",
+        ) from None
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

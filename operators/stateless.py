@@ -23,6 +23,7 @@ from dataflow.operators.base import (
     StreamType,
     send_errors,
 )
+from dataflow.schema import new_field
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class ProjectSpec(StatelessSpec):
         made: dict[str, pa.Field] = {}
         for name, expr in self.columns:
             scope = pa.schema(list((fields | made).values())) if self.verb == "derive" else schema
-            made[name] = pa.field(name, expr.bind(scope).type)
+            made[name] = new_field(name, expr.bind(scope).type)
         if self.verb == "rename":
             return self._renamed_in_place(schema, made)
         kept = {name: f for name, f in fields.items() if self.keep and name not in self.dropped}

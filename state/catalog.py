@@ -19,6 +19,7 @@ import apsw
 import pyarrow as pa
 
 from dataflow.errors import StoreError
+from dataflow.state.catalog_access import Access, is_current, open_catalog, steady
 from dataflow.state.catalog_database import (
     APPLICATION_ID,
     BUSY_TIMEOUT_MS,
@@ -26,7 +27,6 @@ from dataflow.state.catalog_database import (
     CorruptCatalogError,
     DoubtfulCommitError,
     UnfinishedCatalogError,
-    connect,
     is_unfinished,
     not_begun,
     told,
@@ -50,25 +50,55 @@ class Catalog:
     """An open catalog. Every method may be called from any thread."""
 
     def __init__(self, system: System, layout: Layout) -> None:
-        self._system, self._layout = system, layout
+        self._system, self.layout = system, layout
         self._mutex = system.scheduler.mutex()
-        self._connection = connect(system, layout.catalog)
+        self._access = open_catalog(system, layout)
+        self._openings = 1
+        self.store_id = self._checked()
+
+    @steady
+    def _checked(self) -> str:
+        """The store's id, once it is sure that this is a store."""
         try:
-            with told(layout.catalog):
+            with self._mutex, told(self.layout.catalog):
                 if is_unfinished(self._connection):
-                    raise UnfinishedCatalogError(layout.root)
+                    raise UnfinishedCatalogError(self.layout.root)
                 self._check_version()
-                self.store_id = self._read_store_id()
+                return self._read_store_id()
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def close(self) -> None:
         with self._mutex:
             self._connection.close()
 
+    # ── for those who may only read ──
+
+    @property
+    def is_read_only(self) -> bool:
+        return self._access.is_read_only
+
+    def access(self) -> Access:
+        """The open database; opened anew if somebody has written where nobody was expected to."""
+        with self._mutex:
+            if not is_current(self._access, self._system, self.layout):
+                self._connection.close()
+                self._access = open_catalog(self._system, self.layout)
+                self._openings += 1
+            return self._access
+
+    def is_steady(self, access: Access) -> bool:
+        """Whether what was read since `access` is what was committed."""
+        return access is self._access and is_current(access, self._system, self.layout)
+
+    @property
+    def _connection(self) -> apsw.Connection:
+        return self._access.connection
+
     # ── topics ──
 
+    @steady
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         with self._snapshot():
@@ -81,18 +111,21 @@ class Catalog:
                 for topic_id, name, partitions, rows, size in found
             ]
 
+    @steady
     def check_new_topic(self, name: str) -> None:
         """Raise if a topic exists whose name differs from this one in case only."""
         clash = self._read("SELECT name FROM topics WHERE folded = ? AND name <> ?", name.lower(), name)
         if clash:
             raise _case_clash(name, str(clash[0][0]))
 
+    @steady
     def latest_schema(self, topic: str) -> pa.Schema | None:
         """A topic's columns, or None when there is no such topic."""
         with self._snapshot():
             found = self._rows("SELECT topic_id FROM topics WHERE name = ?", topic)
             return self._schema_of(found[0][0], topic) if found else None
 
+    @steady
     def partitions(self, topic: str) -> dict[int, int]:
         """The rows of each partition, by its number."""
         return dict(
@@ -102,6 +135,7 @@ class Catalog:
             )
         )
 
+    @steady
     def segments(self, topic: str, partition: int) -> list[SegmentInfo]:
         """A partition's segments, in order."""
         found = self._read(
@@ -112,6 +146,7 @@ class Catalog:
         )
         return [self._segment(topic, partition, *row) for row in found]
 
+    @steady
     def entries(self, topic: str, partition: int, start: int = 0, until: int | None = None) -> list[IndexEntry]:
         """The batches of a partition that hold rows of [start, until), in order and without a gap."""
         end = MAX_OFFSET if until is None else until
@@ -150,6 +185,7 @@ class Catalog:
 
     # ── pipelines ──
 
+    @steady
     def pipeline(self, name: str) -> PipelineState | None:
         """The last committed epoch of a pipeline, or None when it never committed one."""
         with self._snapshot():
@@ -169,11 +205,13 @@ class Catalog:
         checkpoint = json.loads(checkpoint)
         return PipelineState(name, graph_hash, state_hash, epoch, bool(finished), commit_id, checkpoint, known)
 
+    @steady
     def data_version(self) -> int:
         """Changes whenever another connection, of this process or another one, has committed something."""
-        with self._mutex, told(self._layout.catalog):
-            return self._one("PRAGMA data_version")
+        with self._mutex, told(self.layout.catalog):
+            return (self._openings << 32) + self._one("PRAGMA data_version")
 
+    @steady
     def ledger(self, pipeline: str) -> dict[int, JsonObject]:
         """The ledger of each epoch of a pipeline, in order."""
         found = self._read("SELECT epoch, counts FROM ledger WHERE pipeline = ? ORDER BY epoch", pipeline)
@@ -197,7 +235,7 @@ class Catalog:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 if isinstance(error, apsw.Error):
-                    raise not_begun(self._layout, error) from error
+                    raise not_begun(self.layout, error) from error
                 raise
             try:
                 self._connection.execute("COMMIT")
@@ -208,7 +246,7 @@ class Catalog:
                 if isinstance(error, apsw.FullError):
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
-                    raise DoubtfulCommitError(self._layout.root) from error
+                    raise DoubtfulCommitError(self.layout.root) from error
                 raise
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             return outcomes
@@ -220,7 +258,7 @@ class Catalog:
         or a part of it is only in memory, and no later sync would help what is put behind it. So the WAL is copied into
         the database and emptied, if nobody else needs it, and a transaction is put where the doubtful one might be.
         """
-        with self._mutex, told(self._layout.catalog):
+        with self._mutex, told(self.layout.catalog):
             self._connection.set_busy_timeout(SETTLE_TIMEOUT_MS)
             try:
                 with suppress(apsw.BusyError, apsw.LockedError):
@@ -378,13 +416,13 @@ class Catalog:
     # ── SQL ──
 
     def _read(self, sql: str, *values: Value) -> list[tuple]:  # type: ignore[type-arg]
-        with self._mutex, told(self._layout.catalog):
+        with self._mutex, told(self.layout.catalog):
             return self._rows(sql, *values)
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
         """What is read inside belongs together, though others commit meanwhile."""
-        with self._mutex, told(self._layout.catalog):
+        with self._mutex, told(self.layout.catalog):
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -418,18 +456,18 @@ class Catalog:
         if len(known) < len(found) or "store_id" not in known:
             what = "what it says of the store itself does not have its checksum"
             raise CorruptCatalogError(
-                self._layout.catalog, what, "the store cannot be opened", "make it anew with its pipelines"
+                self.layout.catalog, what, "the store cannot be opened", "make it anew with its pipelines"
             )
         return str(known["store_id"])
 
     def _corrupt_pipeline(self, name: str, what: str) -> CorruptCatalogError:
         consequence, remedy = "it cannot go on from there", "run the pipeline from the start into a new store"
-        return CorruptCatalogError(self._layout.catalog, f"pipeline `{name}`: {what}", consequence, remedy)
+        return CorruptCatalogError(self.layout.catalog, f"pipeline `{name}`: {what}", consequence, remedy)
 
     def _corrupt_topic(self, topic: str, what: str) -> CorruptCatalogError:
         consequence = "its rows cannot be trusted"
         remedy = "rebuild the topic by running its pipeline into a new store"
-        return CorruptCatalogError(self._layout.catalog, f"topic `{topic}`: {what}", consequence, remedy)
+        return CorruptCatalogError(self.layout.catalog, f"topic `{topic}`: {what}", consequence, remedy)
 
     def _corrupt_index(self, topic: str, partition: int, what: str) -> CorruptCatalogError:
         return self._corrupt_topic(topic, f"its list of batches (partition {partition}) {what}")
@@ -438,11 +476,11 @@ class Catalog:
         application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
         if application != APPLICATION_ID:
             raise StoreError(
-                f"{self._layout.catalog} is not the catalog of a store; nothing was changed", help="name another path"
+                f"{self.layout.catalog} is not the catalog of a store; nothing was changed", help="name another path"
             )
         if version != FORMAT_VERSION:
             raise StoreError(
-                f"the store {self._layout.root} has format version {version}, and this program knows version "
+                f"the store {self.layout.root} has format version {version}, and this program knows version "
                 f"{FORMAT_VERSION}; nothing was changed",
                 code="DF0606",
                 help="use the version of dataflow that wrote it",

@@ -78,7 +78,7 @@ def create_catalog(system: System, layout: Layout) -> None:
     disk = system.disk
     disk.open_append(layout.catalog, mode=FILE_MODE).close()  # SQLite gives its own files the mode of this one
     with told(layout.catalog):
-        connection = connect(system, layout.catalog)
+        connection = prepared(opened(system, layout.catalog), system)
         try:
             if is_unfinished(connection):
                 list(connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"))
@@ -95,18 +95,22 @@ def _fill(connection: apsw.Connection, system: System) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; COMMIT")
 
 
-def connect(system: System, path: str) -> apsw.Connection:
+def opened(system: System, path: str) -> apsw.Connection:
+    """A database, not looked at yet: so SQLite has made no file beside it."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    with told(path):
-        connection = apsw.Connection(path, flags=flags, vfs=system.disk.vfs_name())
-        try:
-            connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-            if not system.disk.shares_memory:
-                list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
-            list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
-        except BaseException:
-            connection.close()
-            raise
+    return apsw.Connection(path, flags=flags, vfs=system.disk.vfs_name())
+
+
+def prepared(connection: apsw.Connection, system: System) -> apsw.Connection:
+    """The connection, as the catalog needs it; closed when it cannot be used."""
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        if not system.disk.shares_memory:
+            list(connection.execute("PRAGMA locking_mode = EXCLUSIVE"))
+        list(connection.execute("PRAGMA synchronous = FULL; PRAGMA user_version"))
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

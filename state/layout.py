@@ -16,6 +16,8 @@ from dataflow.system import Disk, FilePath
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 """Short enough for every file system, and nothing that a shell, a URL or a path would take for syntax."""
+PIPELINE_BYTES_MAX = 255 - len("pipeline-.lock")
+"""Of a pipeline's name when it is escaped: file systems take names of 255 bytes."""
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 CATALOG_FILES = frozenset({"catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal", "store.lock"})
@@ -37,6 +39,26 @@ def check_topic_name(name: str) -> str:
     return name
 
 
+def check_pipeline_name(name: str) -> str:
+    """Return the name, or raise if no file can be called after a pipeline of that name."""
+    try:
+        size = len(escape(name))
+    except UnicodeEncodeError:
+        raise NameNotFoundError(
+            f"a pipeline with a store cannot be named {name!r}: a name is text that UTF-8 can hold",
+            code="DF0203",
+            help='take another name: `flow.Pipeline("orders", …)`',
+        ) from None
+    if size > PIPELINE_BYTES_MAX:
+        raise NameNotFoundError(
+            f"the name of pipeline `{name[:40]}…` is too long for a file in the store: {size} characters, and there is "
+            f"room for {PIPELINE_BYTES_MAX}; nothing was changed",
+            code="DF0203",
+            help='take a shorter one: `flow.Pipeline("orders", …)`; what is not a-z 0-9 . _ - counts three times',
+        )
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The paths inside a store."""
@@ -46,6 +68,15 @@ class Layout:
     @property
     def catalog(self) -> str:
         return os.path.join(self.root, "catalog.db")
+
+    @property
+    def catalog_log(self) -> str:
+        return f"{self.catalog}-wal"
+
+    @property
+    def catalog_index(self) -> str:
+        """Of SQLite's log: memory that its readers and writers share."""
+        return f"{self.catalog}-shm"
 
     @property
     def creation_lock(self) -> str:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
 from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
-from dataflow.state.layout import Layout, check_is_free, check_topic_name, make_durable_dirs
+from dataflow.state.layout import Layout, check_is_free, check_pipeline_name, check_topic_name, make_durable_dirs
 from dataflow.state.log.reader import TopicReader, fit
 from dataflow.state.log.recovery import Listing, recover_partition
 from dataflow.state.log.segment import IndexEntry, Partition
@@ -76,7 +76,8 @@ class Store:
         if self.exists:
             return
         try:
-            check_is_free(self.system.disk, self._layout)
+            with self._told_errors("its directory"):
+                check_is_free(self.system.disk, self._layout)
         except StoreError:
             if not self.exists:  # else another process has made it meanwhile
                 raise
@@ -225,6 +226,7 @@ class Store:
 
     def lock_pipeline(self, name: str) -> Lock:
         """Take the lock of a pipeline's name for as long as it runs; refused with the holder's name."""
+        check_pipeline_name(name)
         catalog = self._catalog(create=True)
         with self._told_errors(f"the lock of pipeline `{name}`"):
             make_durable_dirs(self.system.disk, self._layout.locks, until=self._layout.root)
@@ -248,6 +250,10 @@ class Store:
                 f"there is no store at {self.path}",
                 help="did the pipeline run, and with this store? the path is relative to the working directory",
             )
+        if create and catalog.is_read_only:
+            from dataflow.state.catalog_access import not_writable
+
+            raise not_writable(self._layout)
         return catalog
 
     def _catalog_if_made(self) -> Catalog | None:

@@ -157,3 +157,47 @@ def test_rows_of_a_window_whose_keys_were_replaced_are_ordered_by_what_is_left()
     assert len(answers) == 1
     both = windows.union(windows.derive(n=col.n * 10)).window(flow.tumbling("1m")).agg(first=col.n.first())
     assert len({str(both.collect(workers=workers).to_pylist()) for workers in (1, 2, 4)}) == 1
+
+
+NO_TEXT = "\ud800"
+"""Half of a character: Python takes it for text, and nothing else does."""
+NUMBERS = flow.from_rows([{"n": 1}], {"n": "int64"})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: flow.from_rows([{NO_TEXT: 1}]),
+        lambda: flow.from_rows([], {NO_TEXT: "int64"}),
+        lambda: flow.read_csv("nowhere.csv", schema={NO_TEXT: "int64"}),
+        lambda: NUMBERS.derive(**{NO_TEXT: col.n}),
+        lambda: NUMBERS.rename(**{NO_TEXT: "n"}),
+        lambda: flow.from_arrow(ROWS).watermark("t").window(flow.tumbling("1m")).agg(count().alias(NO_TEXT)),
+        lambda: flow.from_rows([{1: 1}]),
+        lambda: NUMBERS.derive(n=flow.lit(NO_TEXT)),
+    ],
+)
+def test_a_name_or_a_value_that_is_no_text_is_refused_where_it_is_written(make: Callable[[], object]) -> None:
+    with pytest.raises(DataflowError, match="text that UTF-8 can hold") as caught:
+        make()
+    assert caught.value.code in ("DF0203", "DF0301")
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (NO_TEXT, "a name is text that UTF-8 can hold"),
+        ("x" * 242, "too long for a file in the store: 242 characters"),
+        ("ß" * 41, "too long for a file in the store: 246 characters"),
+    ],
+)
+def test_a_pipeline_after_which_no_file_can_be_named_is_refused_before_there_is_a_store(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    pipeline = flow.Pipeline(name, NUMBERS.write_csv(tmp_path / "out.csv"))
+    with pytest.raises(DataflowError, match=told) as caught:
+        pipeline.run(store=tmp_path / "store")
+    assert caught.value.code == "DF0203"
+    assert list(tmp_path.iterdir()) == []
+    flow.Pipeline("x" * 241, NUMBERS.write_csv(tmp_path / "out.csv")).run(store=tmp_path / "store")

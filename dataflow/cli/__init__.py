@@ -2,8 +2,8 @@
 
 Messages go to stderr and results to stdout. The exit code is the hard part, since scripts and service managers
 act on it: 0 all input read, or endless input stopped by SIGTERM and committed; 1 the run failed; 2 wrong program
-or wrong use; 3 bounded input stopped by SIGTERM; 130 after Ctrl-C; 143 after a second SIGTERM. A user's
-exception shows the user's traceback, ours show none.
+or wrong use; 3 bounded input stopped by SIGTERM, or a run that had not begun; 130 after Ctrl-C; 143 after a second
+SIGTERM. A user's exception shows the user's traceback, ours show none.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 from dataflow import __version__
 from dataflow.cli import explain, log, run, torture
-from dataflow.cli.program import user_traceback
-from dataflow.errors import DataflowError, ProgramError
+from dataflow.cli.program import has_users_line, user_traceback
+from dataflow.errors import DataflowError, ProgramError, RunError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command adds its parser; argparse has no public name for it."""
@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(error: DataflowError) -> str:
     """The error, after the traceback of the user's exception that caused it, if one did."""
     cause = error.__cause__
-    before = "" if cause is None or isinstance(cause, DataflowError) else user_traceback(cause)
-    return f"{before}{error}"
+    if not isinstance(error, RunError) or cause is None or not has_users_line(cause):
+        return str(error)
+    return f"{user_traceback(cause)}{error}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 import dataflow
 from dataflow.errors import ProgramError, StoreError
-from dataflow.schema import shown_values
+from dataflow.schema import is_bytes_type, is_text_type, shown_values
 
 if TYPE_CHECKING:
     from dataflow.cli import Commands
@@ -82,7 +82,7 @@ def verify_store(arguments: argparse.Namespace) -> int:
 
     path = arguments.store or Path()
     # Without its catalog it is a damaged store; a folder without topics either is none.
-    if not any((path / name).exists() for name in ("catalog.db", "topics")):
+    if not _names(path) & {"catalog.db", "topics"}:
         raise _no_store(path)
     report = verify(path)
     if arguments.json:
@@ -145,6 +145,20 @@ def _store(path: Path | None) -> dataflow.Store:
     return store
 
 
+def _names(path: Path) -> set[str]:
+    """What a folder holds; nothing when it is none."""
+    try:
+        return {entry.name for entry in path.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be looked into ({error.strerror}); nothing was changed",
+            code="DF0604",
+            help="is it another user's? ask for the permission to read it",
+        ) from None
+
+
 def _no_store(path: object) -> ProgramError:
     return ProgramError(
         f"there is no store at {path}",
@@ -197,15 +211,36 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
 def _write_csv(rows: pa.Table) -> None:
     from pyarrow import csv
 
-    nested = [field.name for field in rows.schema if pa.types.is_nested(field.type)]
-    for name in nested:  # CSV has no lists: they are written as JSON
-        texts = [None if value is None else json.dumps(_jsonable(value)) for value in rows[name].to_pylist()]
-        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
-    for name in [field.name for field in rows.schema if pa.types.is_duration(field.type)]:
-        texts = [None if value is None else str(value) for value in shown_values(rows[name])]
-        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    columns = [_csv_column(column) for column in rows.columns]
     sys.stdout.flush()
-    csv.write_csv(rows, sys.stdout.buffer)
+    csv.write_csv(pa.table(columns, names=rows.schema.names), sys.stdout.buffer)
+
+
+def _csv_column(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """A column as CSV can hold it: what is nested is written as JSON, bytes in hexadecimal as there."""
+    kind = column.type
+    if pa.types.is_nested(kind):
+        texts = [None if value is None else json.dumps(_jsonable(value, kind)) for value in shown_values(column)]
+    elif _lacks_csv(kind) or (is_text_type(kind) and not _is_utf8(column)):
+        told = [_jsonable(value, kind) for value in shown_values(column)]
+        texts = [None if value is None else str(value) for value in told]
+    else:
+        return column
+    return pa.array(texts, pa.string())
+
+
+def _lacks_csv(kind: pa.DataType) -> bool:
+    """Whether Arrow's CSV has no way to write the type, or fails at some of its values."""
+    t = pa.types
+    return is_bytes_type(kind) or t.is_duration(kind) or t.is_interval(kind) or t.is_string_view(kind)
+
+
+def _is_utf8(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def json_lines(rows: pa.Table) -> Iterator[str]:
@@ -220,10 +255,11 @@ def _json_column(column: pa.Array) -> list[object]:
     if pa.types.is_timestamp(column.type):
         # Through Arrow's text, since a `datetime` ends with the year 9999.
         return [None if text is None else text.replace(" ", "T", 1) for text in column.cast(pa.string()).to_pylist()]
-    return [_jsonable(value) for value in shown_values(column)]
+    return [_jsonable(value, column.type) for value in shown_values(column)]
 
 
-def _jsonable(value: object) -> object:
+def _jsonable(value: object, kind: pa.DataType) -> object:
+    """A value of a type of Arrow's as JSON can hold it."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -233,9 +269,17 @@ def _jsonable(value: object) -> object:
             return value.hex()
         case Decimal():
             return str(value)
+        case list() if pa.types.is_map(kind):
+            return _map([(_jsonable(key, kind.key_type), _jsonable(one, kind.item_type)) for key, one in value], kind)
         case list():
-            return [_jsonable(one) for one in value]
+            return [_jsonable(one, kind.value_type) for one in value]
         case dict():
-            return {str(key): _jsonable(one) for key, one in value.items()}
+            return {str(name): _jsonable(one, kind.field(name).type) for name, one in value.items()}
         case _:
             return str(value)
+
+
+def _map(pairs: Sequence[tuple[object, object]], kind: pa.DataType) -> object:
+    """An object where that says the same: the keys of JSON are texts, and each should be there once."""
+    named = {str(key): value for key, value in pairs}
+    return named if is_text_type(kind.key_type) and len(named) == len(pairs) else pairs

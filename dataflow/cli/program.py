@@ -64,6 +64,12 @@ def _user_line(error: BaseException) -> Origin | None:
     return Origin(frames[-1].filename, frames[-1].lineno or 0) if frames else None
 
 
+def has_users_line(error: BaseException) -> bool:
+    """Whether the exception came through a file of the user's; what our own calls of others raise is told by us."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(not _is_ours(frame.filename) and Path(frame.filename).is_file() for frame in frames)
+
+
 def user_traceback(error: BaseException) -> str:
     """The traceback without frames of this package and of the machinery that executed the file."""
     told = traceback.TracebackException.from_exception(error)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
@@ -57,7 +62,12 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    pipeline = load_pipeline(arguments.program)
+    try:
+        with _terminated_early():
+            pipeline = load_pipeline(arguments.program)
+    except _TerminatedError:
+        print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
+        return EXIT_CUT_SHORT
     try:
         result = pipeline.run(
             store=arguments.store,
@@ -77,6 +87,28 @@ def run(arguments: argparse.Namespace) -> int:
     elif not result.already_finished:  # the run itself has told of that
         print(_summary(pipeline.name, result), file=sys.stderr)
     return exit_code(result.stopped, bounded=result.bounded)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM has come; not an Exception, which the user's program might take for one of its own."""
+
+
+@contextmanager
+def _terminated_early() -> Iterator[None]:
+    """SIGTERM ends what is done inside by _TerminatedError; the second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(stopped: str | None, *, bounded: bool) -> int:

@@ -41,7 +41,10 @@ def _natural(value: object) -> pa.Scalar:
         )
     if isinstance(value, dt.datetime):
         return pa.scalar(value, pa.timestamp("us", tz=None if value.tzinfo is None else "UTC"))
-    return pa.scalar(value)
+    try:
+        return pa.scalar(value)
+    except UnicodeEncodeError:
+        raise TypeMismatchError(f"{value!r} is no text that UTF-8 can hold") from None
 
 
 def adapted(node: LiteralNode, target: pa.DataType) -> LiteralNode | None:

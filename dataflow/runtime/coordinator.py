@@ -122,6 +122,10 @@ class Coordinator:
         interrupts the thread that waits, which may hold the event's lock at that moment, and would never get it."""
         self.stop_asked = True
 
+    def give_up(self) -> None:
+        """Leave at once; what is in flight is nobody's. From a signal handler too, as `stop`."""
+        self.gave_up = True
+
     def run(self, job: Job) -> None:
         """Until the job is over."""
         clock = self.system.clock

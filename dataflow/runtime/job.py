@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from dataflow.errors import DataflowError, Origin, RunError
+from dataflow.errors import CloseError, DataflowError, Origin, RunError
 from dataflow.graph.nodes import Node
 from dataflow.message import Barrier, Batch
 from dataflow.operators.base import (
@@ -78,6 +78,7 @@ class Job:
         self.sinks: list[SinkTask] = []
         self.unsettled: list[str] = []
         """Sinks that could neither commit their part of the last epoch nor take it back."""
+        self.unclosed: list[tuple[SinkTask, Exception]] = []
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._shared: dict[object, object] = {}
@@ -373,13 +374,15 @@ class Job:
             try:
                 if not task.ended:
                     task.settle()
-                close = getattr(task.sink, "close", None)
-                if close is not None:
-                    close()
             except Exception as error:  # noqa: BLE001  # the other sinks have to be settled all the same
                 self.unsettled.append(self._end_of(task) or task.name)
                 if self.failure is None:
                     self.fail(task, error)
+                continue
+            try:
+                getattr(task.sink, "close", lambda: None)()
+            except Exception as error:  # noqa: BLE001  # nothing depends on it: the sink has committed, or taken back
+                self.unclosed.append((task, error))
 
     def ledger(self) -> dict[str, StepCounts]:
         """Where each row went, by step, as far as the tasks have come."""
@@ -400,9 +403,26 @@ class Job:
         step = failure.step or failure.task
         raise RunError(
             f"{step} failed: {type(failure.error).__name__}: {failure.error}",
-            help=f"the last commit stands; what came after it was taken back{self._told_unsettled()}",
+            help=f"the last commit stands; what came after it was taken back{self._told_unsettled()}"
+            f"{self._told_unclosed()}",
             origin=failure.origin,
         ) from failure.error
+
+    def raise_unclosed(self) -> None:
+        """Tell of a sink that could not be closed, when nothing else has failed."""
+        if not self.unclosed:
+            return
+        task, error = self.unclosed[0]
+        step = self._end_of(task) or task.name
+        raise CloseError(
+            f"{step} could not be closed: {type(error).__name__}: {error}",
+            help="all that was read is committed, by this sink too: nothing was taken back, and nothing comes again",
+            origin=self._origins.get(step),
+        ) from error
+
+    def _told_unclosed(self) -> str:
+        told = [f"{self._end_of(task) or task.name} ({type(error).__name__}: {error})" for task, error in self.unclosed]
+        return f"; {', '.join(told)} could not be closed either" if told else ""
 
     def _told_unsettled(self) -> str:
         if not self.unsettled:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import xxhash
 
 from dataflow.message import Batch
 from dataflow.operators.base import Receiver
@@ -27,6 +28,10 @@ SHOWN_MAX = 10
 """Unread rows that are told one by one; the others are counted."""
 KEPT_BYTES_MAX = 16 << 20
 """Rows of one task that wait for the end of the epoch: beyond, one is asked for."""
+
+
+NAME_CHARACTERS_MAX, HASH_DIGITS = 180, 8
+"""Of a pipeline's name and of its hash in the name of a topic, which may have 200 characters."""
 
 
 @dataclass(slots=True)
@@ -132,12 +137,17 @@ class UnreadTopics:
 
 
 def topic_of(pipeline: str, port: str) -> str:
-    """The topic of a pipeline's unread rows: its name, as far as it may be a topic's, and the port.
+    """The topic of a pipeline's unread rows: its name and the port.
 
-    >>> topic_of("my orders", "late")
-    'my_orders.late'
+    A name that no topic can have is changed, and told apart from others that are changed alike by a hash.
+
+    >>> topic_of("my_orders", "late"), topic_of("my orders", "late")
+    ('my_orders.late', 'my_orders-b09292b0.late')
     """
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', pipeline)[:180]}.{port}"
+    harmless = re.sub(r"[^A-Za-z0-9._-]", "_", pipeline)[:NAME_CHARACTERS_MAX]
+    if harmless != pipeline:
+        harmless += f"-{xxhash.xxh3_64_hexdigest(pipeline.encode())[:HASH_DIGITS]}"
+    return f"{harmless}.{port}"
 
 
 def as_table(batches: Sequence[UnreadBatch], known: pa.Schema | None) -> pa.Table:

@@ -99,6 +99,10 @@ class Disk(Protocol):
         milliseconds). Users and their tools may set it."""
         ...
 
+    def stamp(self, path: FilePath) -> object:
+        """Another one whenever the file was changed, or is another file; None when there is none."""
+        ...
+
     def list_dir(self, path: FilePath) -> list[str]:
         """The names in a directory, sorted."""
         ...

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import pyarrow as pa
 
@@ -35,9 +35,6 @@ from dataflow.system.contract import (
     Scheduler,
     Thread,
 )
-
-if TYPE_CHECKING:
-    import apsw
 
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -115,9 +112,6 @@ class RealDisk:
 
     shares_memory = True
 
-    def __init__(self) -> None:
-        self._vfs: apsw.VFS | None = None
-
     def open_append(self, path: FilePath, *, new: bool = False, mode: int = 0o666) -> AppendFile:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if new else 0)
         return RealAppendFile(os.fspath(path), os.open(path, flags, mode))
@@ -154,6 +148,13 @@ class RealDisk:
 
     def modified_ns(self, path: FilePath) -> int:
         return os.stat(path).st_mtime_ns
+
+    def stamp(self, path: FilePath) -> object:
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def list_dir(self, path: FilePath) -> list[str]:
         return sorted(os.listdir(path))
@@ -217,11 +218,9 @@ class RealDisk:
         return RealLock(descriptor)
 
     def vfs_name(self) -> str:
-        if self._vfs is None:
-            from dataflow.system.vfs import PassingVfs
-
-            self._vfs = PassingVfs(f"dataflow-real-{id(self)}")
-        return f"dataflow-real-{id(self)}"
+        # SQLite's own. One in Python, even one that only passes on, would show tracebacks of errors that SQLite reports
+        # itself, and raise those that it hides: what a connection cannot tidy up on a full disk while it is closed.
+        return "unix"
 
 
 def _boot_id() -> str:

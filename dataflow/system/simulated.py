@@ -186,6 +186,9 @@ class SimulatedDisk:
     def modified_ns(self, path: FilePath) -> int:
         return self.file(path).modified_us * 1000
 
+    def stamp(self, path: FilePath) -> object:
+        return self.read_bytes(path) if self.exists(path) else None
+
     def list_dir(self, path: FilePath) -> list[str]:
         name = os.path.abspath(path)
         if not self.is_dir(name):

@@ -1,4 +1,4 @@
-"""SQLite's way through the seam: the VFS of each system. Imported when the first database is opened.
+"""SQLite's way through the seam: the VFS of recorded and of simulated disks. Imported when a database is opened there.
 
 SQLite's WAL index lives in shared memory, which apsw can only pass through to a real file. A simulated disk has
 none, so there a database must be opened in exclusive locking mode: `Disk.shares_memory` says so.
@@ -17,13 +17,6 @@ import apsw
 if TYPE_CHECKING:
     from dataflow.system.recording import Operation, RecordingDisk
     from dataflow.system.simulated import SimulatedFile, SimulatedSystem
-
-
-class PassingVfs(apsw.VFS):
-    """SQLite's own VFS under a name of ours. The place where a fault can be put in."""
-
-    def __init__(self, name: str, base: str = "") -> None:
-        super().__init__(name, base, maxpathname=4096)
 
 
 class RecordingVfs(apsw.VFS):

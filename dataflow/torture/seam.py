@@ -157,6 +157,9 @@ class FaultyDisk:
     def modified_ns(self, path: FilePath) -> int:
         return self._inner.modified_ns(path)
 
+    def stamp(self, path: FilePath) -> object:
+        return self._inner.stamp(path)
+
     def list_dir(self, path: FilePath) -> list[str]:
         return self._inner.list_dir(path)
 

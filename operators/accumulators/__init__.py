@@ -20,6 +20,7 @@ from dataflow.kernels.accumulate import clear
 from dataflow.kernels.gateway import ALL_VALID, validity_of, values_of
 from dataflow.message import BoolArray, Int64Array, SlotArray, plain
 from dataflow.operators.accumulators.base import Accumulator, Finished, RowOrder, Rows, Taken
+from dataflow.schema import new_field
 
 __all__ = ["AggregateSet", "AggregateState", "Finished", "RowOrder"]
 
@@ -128,7 +129,7 @@ class AggregateSet:
             meaning.compares_in_arrow,
         )
         place = self._shared((meaning.key, tuple(numbers), condition), primitive)
-        return _Result(pa.field(name, meaning.type), place, meaning.finish, repr(aggregate))
+        return _Result(new_field(name, meaning.type), place, meaning.finish, repr(aggregate))
 
 
 class AggregateState:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -298,7 +298,7 @@ class FileSink:
         self.target.format.check_rows(batch, self.target.path)
         if self.target.partition_by:
             check_times(batch.select(list(self.target.partition_by)), self.target.path)
-        self._limit.check(batch)
+        self._check_foreign(self._limit.check(batch))
         if self._oldest_at is None and batch.num_rows:
             self._oldest_at = self._clock.monotonic()
         self._uncommitted = True
@@ -324,7 +324,11 @@ class FileSink:
         waited = 0.0 if self._oldest_at is None else self._clock.monotonic() - self._oldest_at
         done = FileEpoch(tuple(parts), waited, self._ended)
         if self._ended:
-            self._check_foreign(parts)
+            try:  # once more, just before the commit
+                self._check_foreign({os.path.dirname(part.name) for part in parts})
+            except ConnectorError:
+                remove_hidden(self._disk, self.target.root, parts)
+                raise
             self._finished = done
         return done.to_json()
 
@@ -473,24 +477,19 @@ class FileSink:
                 'use mode="append" to add to them, mode="replace" to replace what this pipeline has written, or name '
                 "another directory",
             )
-        if target.mode == "replace" and (foreign := self._foreign("")):
-            raise _not_ours(target.path, foreign)
+        foreign = (one for one in self._files() if not self._names.is_own_part(one[1]))
+        if target.mode == "replace" and (found := next(foreign, None)):
+            raise _not_ours(target.path, os.path.join(*found))
 
-    def _check_foreign(self, parts: list[Part]) -> None:
-        """At the end, before the commit: nobody else has files where ours are to replace the old ones."""
+    def _check_foreign(self, directories: Iterable[str]) -> None:
+        """Nobody else has files where ours are to replace the old ones."""
         if self.target.mode != "replace_partitions":
             return
-        for directory in sorted({os.path.dirname(part.name) for part in parts}):
-            if self._disk.exists(os.path.join(self.target.root, directory)) and (found := self._foreign(directory)):
-                remove_hidden(self._disk, self.target.root, parts)
-                raise _not_ours(os.path.join(self.target.path, directory), found)
-
-    def _foreign(self, below: str) -> str | None:
-        """A visible file that no run of this sink has written."""
-        for directory, name in self._files():
-            if (not below or directory == below) and not self._names.is_own_part(name):
-                return os.path.join(directory, name)
-        return None
+        for directory in sorted(directories):
+            path = os.path.join(self.target.root, directory)
+            for name in self._disk.list_dir(path) if self._disk.is_dir(path) else ():
+                if not (name.startswith(".") or self._names.is_own_part(name)):
+                    raise _not_ours(os.path.join(self.target.path, directory), os.path.join(directory, name))
 
     def _go_on(self, last: FileEpoch) -> None:
         """An earlier run has committed epochs: what it left waiting has its age."""

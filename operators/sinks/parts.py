@@ -232,12 +232,15 @@ class DirectoryLimit:
         self._root, self._partition_by = root, partition_by
         self._seen: set[str] = set()
 
-    def check(self, batch: pa.RecordBatch) -> None:
+    def check(self, batch: pa.RecordBatch) -> list[str]:
+        """The directories that the rows are the first for."""
         if not self._partition_by or not batch.num_rows:
-            return
+            return []
         order, starts = _grouped(batch, self._partition_by)
+        fresh: list[str] = []
         if len(starts) <= PARTITIONS_MAX:
-            self._seen.update(_directories(batch, self._partition_by, order[starts]))
+            fresh = [one for one in _directories(batch, self._partition_by, order[starts]) if one not in self._seen]
+            self._seen.update(fresh)
         if max(len(starts), len(self._seen)) > PARTITIONS_MAX:
             raise ConnectorError(
                 f"{self._root}: partition_by={', '.join(self._partition_by)} makes more than {PARTITIONS_MAX:,} "
@@ -245,6 +248,7 @@ class DirectoryLimit:
                 code="DF0515",
                 help="partition by columns with fewer values, such as a date",
             )
+        return fresh
 
     def forget(self) -> None:
         """The rows so far are in complete parts."""

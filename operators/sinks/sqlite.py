@@ -47,6 +47,12 @@ _FITTING = {
     "": {"INTEGER", "REAL", "TEXT", "NUMERIC", "BLOB"},
 }
 """The affinities of columns that keep each kind of value as it is (a column of type DATE has the one of numbers)."""
+REFUSED_HELP = {
+    "duplicate column": "names of columns that differ in case only are one to SQLite: `.rename` one of them",
+    "too many columns": "a table of SQLite has 2000 columns at most: `.select` the ones that you need, or use "
+    "`write_parquet`",
+}
+"""By a part of what SQLite says when it cannot make a table."""
 
 
 # ── what is asked for ────────────────────────────────────────────────────────────────────────────────────
@@ -103,9 +109,7 @@ class SqliteTarget:
             raise PlanError(
                 f"write_sqlite: SQLite cannot make the table {self.table!r} with these columns: {error}",
                 code="DF0510",
-                help="names of columns that differ in case only are one to SQLite: `.rename` one of them"
-                if "duplicate column" in str(error)
-                else "take another name",
+                help=next((help for part, help in REFUSED_HELP.items() if part in str(error)), "take another name"),
             ) from None
 
     @property

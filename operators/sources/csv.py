@@ -96,8 +96,8 @@ class CsvSource:
                 self._require_same(file.path, file.names, known)
             start, skipped = (file.start, 0) if at is None else at.in_file(file)
             place, delimiter = _Place(marked, before), ord(self.format.delimiter)
-            content = _whole_lines(file.content) if request.to_head and number == len(paths) - 1 else file.content
-            for first, end in blocks(file.path, content, start, delimiter, self.block_bytes):
+            grows = request.to_head and number == len(paths) - 1
+            for first, end in blocks(file.path, file.content, start, delimiter, self.block_bytes, grows=grows):
                 yield CsvBlock(reading, file, first, end, place, skipped)
                 skipped = 0
             before += len(file.content)
@@ -312,12 +312,6 @@ class CsvBlock:
         table = table.slice(self.skipped)
         first = self.place.before + self.start + self.skipped
         yield Rows({name: whole(table[name]) for name in self.reading.asked}, table.num_rows, first)
-
-
-def _whole_lines(content: ByteArray) -> ByteArray:
-    """Without a last line that has no end yet: its writer may be in the middle of it, and the next run reads it."""
-    tail = content[-ROW_BYTES_MAX:].tobytes() if len(content) and content[-1] not in (NEWLINE, RETURN) else b"\n"
-    return content[: len(content) - len(tail) + max(tail.rfind(b"\n"), tail.rfind(b"\r")) + 1]
 
 
 def _asked(type: pa.DataType, as_dictionary: bool) -> pa.DataType:

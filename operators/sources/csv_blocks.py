@@ -8,7 +8,7 @@ Every block begins where a row begins, so nothing before it needs to be known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,28 @@ PLAIN_QUOTES_MAX = 4096
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 
 
-def blocks(path: str, content: ByteArray, start: int, delimiter: int, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut a file from `start` on into blocks (from, to) of whole rows; a row longer than a block makes it longer."""
+def blocks(
+    path: str, content: ByteArray, start: int, delimiter: int, block_bytes: int, *, grows: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Cut a file from `start` on into blocks (from, to) of whole rows; a row longer than a block makes it longer.
+
+    A last row without a line end is whole, unless the file `grows`: its writer may be in the middle of that row.
+    """
     while start < len(content):
-        end = start + _block_length(path, content, start, delimiter, block_bytes)
+        end = start + _block_length(path, content, start, delimiter, block_bytes, grows)
+        if end == start:
+            return
         yield start, end
         start = end
 
 
-def _block_length(path: str, content: ByteArray, start: int, delimiter: int, block_bytes: int) -> int:
+def _block_length(path: str, content: ByteArray, start: int, delimiter: int, block_bytes: int, grows: bool) -> int:
     length = block_bytes
     while length <= ROW_BYTES_MAX:
         block = content[start : start + length].tobytes()
         if start + length >= len(content):
+            if grows:
+                return last_row_end(block, delimiter, (b"\n", b"\r"))
             require_closed(path, content, start, block, delimiter)
             return len(block)
         if cut := last_row_end(block, delimiter):
@@ -67,13 +76,17 @@ def require_closed(path: str, content: ByteArray, start: int, block: bytes, deli
             )
 
 
-def last_row_end(block: bytes, delimiter: int) -> int:
+def last_row_end(block: bytes, delimiter: int, line_ends: Sequence[bytes] = (b"\n",)) -> int:
     """How many bytes of a block are whole rows; 0 when not even one is."""
+
+    def last_line_end(end: int) -> int:
+        return max(block.rfind(one, 0, end) for one in line_ends)
+
     if b'"' not in block:
-        return block.rfind(b"\n") + 1
+        return last_line_end(len(block)) + 1
     opens, closes = quoted_spans(block, delimiter)
     end = len(block)
-    while (at := block.rfind(b"\n", 0, end)) >= 0:
+    while (at := last_line_end(end)) >= 0:
         span = int(np.searchsorted(opens, at)) - 1
         if span < 0 or (span < len(closes) and closes[span] < at):
             return at + 1
@@ -129,9 +142,10 @@ def head_end(path: str, content: ByteArray, start: int, delimiter: int, rows: in
         block = content[start : start + length].tobytes()
         is_all = start + length >= len(content)
         if is_all and not block.endswith(b"\n"):
-            require_closed(path, content, start, block, delimiter)
             block += b"\n"
         _, ends = row_bounds(block, delimiter)
+        if is_all and not len(ends):  # else whoever reads on will find out, and may take it for half written
+            require_closed(path, content, start, block, delimiter)
         if len(ends) >= rows or is_all or length >= bytes_max:
             found = ends[:rows]
             return min(start + int(found[-1]), len(content)) if len(found) else start, len(found)

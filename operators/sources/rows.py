@@ -18,7 +18,7 @@ from dataflow.errors import ConnectorError, TypeMismatchError
 from dataflow.operators.base import Idle, Position, ReadRequest, paced
 from dataflow.operators.sources.arrow import ArrowSplit, rows_before
 from dataflow.operators.sources.pump import Pump
-from dataflow.schema import to_schema, type_name
+from dataflow.schema import columns_told, new_field, to_schema, type_name
 from dataflow.system import System
 
 SAMPLE_ROWS = 10_000
@@ -123,17 +123,19 @@ class RowsSource:
         names = self._schema.names
         if isinstance(row, Mapping):
             if unknown := [name for name in row if name not in self._names]:
-                raise self._misfit(number, f"has `{unknown[0]}`, which the schema does not name", ", ".join(names))
+                raise self._misfit(
+                    number, f"has `{unknown[0]}`, which the schema does not name", columns_told(names, str(unknown[0]))
+                )
             return [row.get(name) for name in names]
         if dataclasses.is_dataclass(row) and not isinstance(row, type):
             if lacking := [name for name in names if not hasattr(row, name)]:
-                raise self._misfit(number, f"({type(row).__name__}) has no `{lacking[0]}`", ", ".join(names))
+                raise self._misfit(number, f"({type(row).__name__}) has no `{lacking[0]}`", columns_told(names))
             return [getattr(row, name) for name in names]
         if not isinstance(row, tuple | list):
             raise self._misfit(number, f"is {_shown(row)}", "a row is a dict, a tuple or a dataclass")
         if len(row) != len(names):
             raise self._misfit(
-                number, f"has {len(row)} values, the schema {len(names)}: {_shown(row)}", ", ".join(names)
+                number, f"has {len(row)} values, the schema {len(names)}: {_shown(row)}", columns_told(names)
             )
         return row
 
@@ -170,7 +172,7 @@ class RowsSource:
                 "from_rows of rows without names needs a schema",
                 help='as in from_rows([(1, 2.5)], {"id": "int", "price": "float"})',
             )
-        return pa.schema([(name, _inferred_type(name, values)) for name, values in columns.items()])
+        return pa.schema([new_field(name, _inferred_type(name, values)) for name, values in columns.items()])
 
 
 def _columns_of(rows: Sequence[Any]) -> dict[str, list[Any]] | None:

@@ -191,6 +191,12 @@ def map_segment(disk: Disk, root: str, store_id: str, entry: IndexEntry) -> Mapp
         buffer = disk.map(os.path.join(root, info.path))
     except FileNotFoundError:
         raise corrupt(entry, "the file is missing", 0) from None
+    except PermissionError as error:
+        raise StoreError(
+            f"topic `{info.topic}`: {os.path.join(root, info.path)} may not be read by this user; nothing was changed",
+            code="DF0604",
+            help="ask its owner for the permission to read all files of the store, and to enter its directories",
+        ) from error
     header = buffer.slice(0, min(info.header_bytes, buffer.size))
     if header.size != info.header_bytes or checksum_of(header) != info.header_xxh3:
         raise corrupt(entry, "its schema message does not have the checksum that was published", 0)

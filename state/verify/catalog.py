@@ -22,7 +22,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +31,8 @@ import apsw
 from dataflow.errors import StoreError
 from dataflow.state.verify.files import PIECE_BYTES, File, Finding, StoreFiles, Unreadable
 
-CATALOG, WAL = "catalog.db", "catalog.db-wal"
+CATALOG, WAL, JOURNAL = "catalog.db", "catalog.db-wal", "catalog.db-journal"
+UNFINISHED_FILES = {CATALOG, WAL, JOURNAL, "catalog.db-shm", "store.lock"}
 APPLICATION_ID = 0x4446_4C57
 FORMAT_VERSION = 2
 COPIES_MAX = 100
@@ -120,6 +121,20 @@ Value: TypeAlias = int | float | str | bytes | None
 Row: TypeAlias = tuple[object, ...]
 
 
+def is_unfinished(files: StoreFiles) -> bool:
+    """Whether the making of this store was cut off: a catalog in which nothing is, and no other file."""
+    names = {entry.name for entry in files.entries()}
+    if CATALOG not in names or names - UNFINISHED_FILES:
+        return False
+    if JOURNAL in names:
+        return True
+    try:
+        with closing(Snapshot(files)) as snapshot:
+            return snapshot.is_empty()
+    except CatalogBroken:
+        return False
+
+
 class CatalogBroken(Exception):
     """SQLite cannot make sense of the catalog, or its tables are not those of the format."""
 
@@ -156,6 +171,11 @@ class Snapshot:
     def value(self, sql: str, values: tuple[Value, ...] = ()) -> object:
         """The first column of the first row, or None."""
         return next((row[0] for row in self.query(sql, values)), None)
+
+    def is_empty(self) -> bool:
+        """Whether nobody has put anything into the database yet."""
+        pragmas = [self.value(f"PRAGMA {name}") for name in ("application_id", "user_version")]
+        return pragmas == [0, 0] and self.value("SELECT count(*) FROM sqlite_schema") == 0
 
     def check_structure(self) -> None:
         """CatalogBroken unless this is a sound SQLite database with the tables of the format."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dataflow.errors import StoreError
 from dataflow.state.verify.arrow import check_frame, read_schema, widened, wrong_change
-from dataflow.state.verify.catalog import CATALOG, CatalogBroken, Row, Snapshot
+from dataflow.state.verify.catalog import CATALOG, CatalogBroken, Row, Snapshot, is_unfinished
 from dataflow.state.verify.checkpoint import WrongJson, owners, parsed, wrong_counts
 from dataflow.state.verify.files import UNSIGNED_64, File, Finding, Findings, StoreFiles, Unreadable
 from dataflow.state.verify.layout import lower, quoted, unexpected
@@ -68,6 +68,9 @@ def verify(path: Path | str) -> Report:
             files = StoreFiles(Path(path))
             stack.callback(files.close)
             check.files = files
+            if is_unfinished(files):
+                check.found.warn(CATALOG, _UNFINISHED)
+                return check.report()
             check.found.found += unexpected(files)
             snapshot = check.open_with_frames(stack)
             check.whole(snapshot)
@@ -141,6 +144,9 @@ def _opened(path: Path | str) -> Iterator[tuple[_Check, Snapshot]]:
         raise StoreError(f"{path}: {error}", code="DF0603", help=_HELP) from None
 
 
+_UNFINISHED = (
+    "the making of the store was cut off, or goes on just now: there is no data in it, and the next writer completes it"
+)
 _HELP = "nothing was changed; `dataflow log verify` tells all that is damaged"
 
 

@@ -47,6 +47,25 @@ def test_cat_prints_durations_as_people_read_them(tmp_path: Path, capfdbinary: p
     assert capfdbinary.readouterr().out.decode().splitlines() == ['"wait"', '"0:01:30"', ""]
 
 
+def test_cat_prints_bytes_and_texts_that_are_no_utf8(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    broken = pa.array([b"\xff", b"a"], pa.binary()).view(pa.string())
+    with flow.Store(tmp_path / "store") as store:
+        store.append("raw", pa.table({"raw": [b"\x00\xff", None], "many": [[b"\xff"], []], "text": broken}))
+    assert main(["log", "cat", "raw", "--store", str(tmp_path / "store")]) == 0
+    said = capfdbinary.readouterr().out.decode().splitlines()
+    assert said == ['"raw","many","text"', '"00ff","[""ff""]","\ufffd"', ',"[]","a"']
+
+
+def test_a_map_is_an_object_in_json_or_a_list_of_pairs() -> None:
+    def told(kind: pa.DataType, *maps: list[tuple[object, object]] | None) -> list[object]:
+        return [json.loads(line)["m"] for line in json_lines(pa.table({"m": pa.array(maps, kind)}))]
+
+    texts = pa.map_(pa.string(), pa.binary())
+    assert told(texts, [("a", b"\xff"), ("b", None)], [], None) == [{"a": "ff", "b": None}, {}, None]
+    assert told(texts, [("a", b"1"), ("a", b"2")]) == [[["a", "31"], ["a", "32"]]]  # an object would lose one
+    assert told(pa.map_(pa.int64(), pa.list_(pa.bool_())), [(1, [True])], []) == [[[1, [True]]], []]
+
+
 def test_cat_prints_a_table_that_no_narrow_pipe_cuts(store: str, capsys: Said) -> None:
     assert main(["log", "cat", "numbers", "--store", store, "--format", "table"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines() if "0.5" in line] == [["1", "0.5", "a"]]

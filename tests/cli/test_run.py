@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dataflow as flow
 from tests.cli import programs
 from tests.cli.conftest import Cli, environment
 
@@ -100,6 +101,38 @@ def test_an_exception_while_running_exits_with_1_and_shows_the_users_frames(cli:
     assert "/dataflow/" not in ran.stderr
 
 
+@pytest.mark.parametrize("kilobytes", [2, 20, 60])
+def test_a_disk_that_takes_no_more_is_told_in_our_words_only(tmp_path: Path, program: Program, kilobytes: int) -> None:
+    program(programs.WORDS)
+    size = kilobytes << 10
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+        "from dataflow.cli import main; sys.exit(main(['run', 'program.py', '--store', 'store']))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error[DF06"), ran.stderr
+    assert "Traceback" not in ran.stderr and "apsw" not in ran.stderr, ran.stderr
+
+
+def test_a_store_that_cannot_tidy_up_closes_all_the_same(tmp_path: Path) -> None:
+    script = (
+        "import resource, pyarrow as pa, dataflow as flow\n"
+        "closed, forgotten = flow.Store('closed'), flow.Store('forgotten')\n"
+        "for store in (closed, forgotten): store.append('t', pa.table({'n': [1]}))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "closed.close()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for name in ("closed", "forgotten"):
+        assert flow.Store(tmp_path / name).read("t")["n"].to_pylist() == [1]
+
+
 def test_the_file_runs_under_a_name_of_its_own_beside_its_neighbours(cli: Cli, program: Program) -> None:
     program("WORD = 'a'", name="neighbour.py")
     program("from neighbour import WORD\nassert __name__ == '__dataflow__'" + programs.WORDS)
@@ -120,6 +153,40 @@ def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program,
     assert "stopped by" in said
     rows = cli("log", "cat", "numbers", "--store", "store", "--json").stdout.splitlines()
     assert [json.loads(row)["n"] for row in rows] == list(range(len(rows)))
+
+
+TERMINATE = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+
+
+@pytest.mark.parametrize("body", [TERMINATE, f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept Exception: pass"])
+def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
+    tmp_path: Path, cli: Cli, program: Program, body: str
+) -> None:
+    program(body + programs.WORDS)
+    ran = cli("run", "program.py", "--store", "store")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert ran.stderr == "stopped by SIGTERM before the run began: nothing was read, nothing was written\n"
+    assert not (tmp_path / "store").exists()
+
+
+SINK = """
+class Sink:
+    def recover(self, handle):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+    def open(self, epoch): pass
+    def write(self, batch): pass
+    def prepare(self, epoch): pass
+    def commit(self, handle): pass
+    def abort(self, handle): pass
+"""
+
+
+def test_sigterm_while_a_run_is_made_stops_it_as_soon_as_it_can(cli: Cli, program: Program) -> None:
+    program(SINK + 'pipeline = flow.Pipeline("p", flow.from_rows([{"n": 1}] * 10**5).to(Sink()))')
+    ran = cli("run", "program.py", "--store", "store", "--restarts", "1")
+    assert ran.returncode == 3, ran.stderr
+    assert "stopped by SIGTERM" in ran.stderr
 
 
 @pytest.mark.parametrize("line", ["col.a > 0 and col.b", "0 < col.a < 2", "col.a.quantile(2)"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -52,6 +54,58 @@ def test_sigterm_under_a_slow_sink_commits_a_prefix(workers: int) -> None:
     assert result.stopped == "SIGTERM"
     assert sink.rows == list(range(len(sink.rows))) and len(sink.rows) < 500_000
     assert sink.committed[-1] == len(sink.rows) == result.rows_out == result.rows_in
+
+
+def interrupted(number: int) -> flow.Stream:
+    """Rows without an end, after some of which a signal comes."""
+
+    def rows() -> Iterator[dict[str, int]]:
+        for n in itertools.count():
+            if n == 1_000:
+                os.kill(os.getpid(), number)
+            yield {"n": n}
+
+    return flow.from_rows(rows(), {"n": "int64"})
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, lambda number, frame: None])
+def test_ctrl_c_never_makes_a_part_of_the_rows_the_result(handler: Any) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(signal.SIGINT).collect()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(signal.SIGINT).head(10**9)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_in_collect_is_left_to_the_programs_own_handler() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(RunError, match="SIGTERM came before all rows were read"):
+            interrupted(signal.SIGTERM).collect()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_run_that_fails_while_it_stops_is_not_begun_again(tmp_path: Path) -> None:
+    class Broken(SlowSink):
+        begun = 0
+
+        def recover(self, handle: object) -> None:
+            self.begun += 1
+
+        def commit(self, handle: object) -> None:
+            raise OSError("no network")
+
+    sink = Broken(stop_after=10)
+    with pytest.raises(RunError, match="no network"):
+        flow.Pipeline("p", flow.from_arrow(pa.table({"n": range(100)})).to(sink)).run(store=tmp_path, restarts=2)
+    assert sink.begun == 1
 
 
 def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
@@ -127,6 +181,32 @@ def test_a_sink_whose_commit_fails_is_asked_again_and_the_others_commit_too(tmp_
     result = again.run(store=tmp_path)
     assert (result.already_finished, result.rows_in) == (False, 0)  # it had not finished, and now has
     assert flow.Store(tmp_path).read("t").num_rows == 2
+
+
+class ClosingBadly(KeptSink):
+    def close(self) -> None:
+        raise OSError("cannot hang up")
+
+
+def test_a_sink_that_cannot_be_closed_has_committed_all_the_same(tmp_path: Path) -> None:
+    pipeline = flow.Pipeline("p", flow.from_rows([{"k": 1}, {"k": 2}]).to(ClosingBadly(), name="phone"))
+    with pytest.raises(RunError, match=r"'sink phone' .* could not be closed: OSError: cannot hang up") as caught:
+        pipeline.run(store=tmp_path, restarts=2)
+    assert caught.value.code == "DF0702"
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+    assert "taken back" not in caught.value.message and "is committed" in (caught.value.help or "")
+    assert pipeline.run(store=tmp_path).already_finished
+
+
+def test_a_sink_that_cannot_be_closed_does_not_hide_what_failed_before(tmp_path: Path) -> None:
+    class Broken(ClosingBadly):
+        def write(self, batch: pa.RecordBatch) -> None:
+            raise OSError("no more room")
+
+    with pytest.raises(RunError, match="no more room") as caught:
+        flow.Pipeline("p", flow.from_rows([{"k": 1}]).to(Broken())).run(store=tmp_path)
+    assert "(OSError: cannot hang up) could not be closed either" in (caught.value.help or "")
+    assert "but not by" not in (caught.value.help or "")
 
 
 def test_a_run_with_sinks_of_other_kinds_has_finished_once_they_have_committed(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ import pytest
 from dataflow.cli import main
 from dataflow.errors import StoreError
 from dataflow.state import verify as verifier
+from dataflow.state.catalog_database import create_catalog
+from dataflow.state.layout import Layout
+from dataflow.state.store import Store
 from dataflow.state.verify import Finding, Report, commits, rows, verify
+from dataflow.system import RealSystem, System
+from dataflow.torture.images import Acks, images, record
 from tests.cli.conftest import ROOT, environment
 from tests.state.handmade import PIPELINE, PIPELINE_FILE, batch, frame, make, signed, write
 
@@ -787,6 +792,45 @@ def test_a_store_is_good_at_any_moment_while_it_is_written(tmp_path: Path) -> No
     assert verify(tmp_path / "store").ok
 
 
+# ── a store that is being made ──
+
+
+def test_a_store_whose_making_a_power_cut_has_ended_is_unfinished_and_not_damaged(tmp_path: Path) -> None:
+    def work(system: System, root: Path, acks: Acks) -> None:
+        system.disk.make_dirs(root / "store", mode=0o700)
+        create_catalog(system, Layout(str(root / "store")))
+        acks.note("made")
+
+    (tmp_path / "recorded").mkdir()
+    recording = record(work, RealSystem(), tmp_path / "recorded")
+    unfinished = completed = 0
+    for number, (image, _) in enumerate(images(recording, seed=1)):
+        root = tmp_path / f"image-{number}"
+        root.mkdir()
+        image.make(root, recording.root)
+        path = root / "store"
+        if not (path / "catalog.db").exists() or recording.acks.until(image.moment):
+            continue
+        report = verify(path)
+        assert report.ok, (image.what, report.findings)
+        if not any("was cut off" in finding.what for finding in report.findings if finding.file == "catalog.db"):
+            continue
+        unfinished += 1
+        if unfinished % 20 == 1:  # those that follow each other differ little
+            with Store(path) as store:
+                store.append("t", pa.table({"n": [1]}))
+            assert not any("was cut off" in finding.what for finding in verify(path).findings)
+            completed += 1
+    assert unfinished > 200 and completed > 10
+
+
+def test_a_catalog_that_became_empty_is_damage_where_there_was_a_store(store: Path) -> None:
+    (store / "catalog.db").write_bytes(b"")
+    assert not verify(store).ok
+    shutil.rmtree(store / "topics")
+    assert not verify(store).ok  # pipelines have run here
+
+
 # ── the command ──
 
 
@@ -802,6 +846,14 @@ def test_the_command_says_what_is_damaged_and_what_to_do(store: Path, capsys: py
     assert "position 920, topic flights, partition 0, offset 4, epoch 1" in said
     assert "restore the file from a copy" in said
     assert "1 damaged, 0 warnings; nothing was changed" in said
+
+
+def test_the_command_says_that_a_store_is_unfinished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "catalog.db").touch(mode=0o600)
+    assert main(["log", "verify", "--store", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "the making of the store was cut off" in said and "the next writer completes it" in said
+    assert "nothing is damaged" in said
 
 
 def test_the_command_tells_machines_in_json(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +377,42 @@ def test_replace_partitions_replaces_those_that_the_run_writes_and_can_be_run_ag
         write("write_parquet", f"{out}/", days, **options)
     assert len(visible(out)) == 3
     assert hidden(out) == []
+
+
+def by_day() -> tuple[SimulatedSystem, FileSink, Callable[[str], pa.RecordBatch]]:
+    """A sink that replaces the directories of days, and what makes a row for one."""
+    schema, system = pa.schema([("day", pa.string()), ("n", pa.int64())]), SimulatedSystem(seed=1)
+    target = FileTarget(
+        path=f"{HOME}/out/",
+        format=FORMATS["csv"],
+        schema=schema,
+        bounded=True,
+        mode="replace_partitions",
+        partition_by=("day",),
+    )
+    system.disk.make_dirs(f"{HOME}/out/day=tue")
+    sink = FileSink(target, SinkContext(schema, system, None, "p", "s", "r1", True))
+    return system, sink, lambda day: pa.record_batch({"day": [day], "n": [1]}, schema=schema)
+
+
+def test_a_foreign_file_in_a_partition_is_refused_with_the_first_row_for_it() -> None:
+    system, sink, row = by_day()
+    system.disk.write_bytes(f"{HOME}/out/day=tue/foreign.csv", b"mine")
+    sink.write(row("mon"))
+    with pytest.raises(ConnectorError, match=r"day=tue has a file .* not written \(day=tue/foreign.csv\)"):
+        sink.write(row("tue"))
+    sink.abort(None)
+    assert system.disk.glob(f"{HOME}/out/**/*.csv*") == [f"{HOME}/out/day=tue/foreign.csv"]
+
+
+def test_a_foreign_file_that_comes_while_the_run_goes_on_is_refused_before_the_commit() -> None:
+    system, sink, row = by_day()
+    sink.write(row("tue"))
+    system.disk.write_bytes(f"{HOME}/out/day=tue/foreign.csv", b"mine")
+    sink.end()
+    with pytest.raises(ConnectorError, match="has not written"):
+        sink.prepare(1)
+    assert system.disk.glob(f"{HOME}/out/**/*.csv*") == [f"{HOME}/out/day=tue/foreign.csv"]
 
 
 def test_a_file_that_came_meanwhile_is_not_touched() -> None:

@@ -133,8 +133,13 @@ def test_the_rows_of_a_generator_wait_only_so_long(wait: float) -> None:
         ([(1, "a"), (2.5, "b")], "row 1 (counted from 0): column `id` is int64, but here is 2.5", "not an integer"),
         ([(1, "a"), (2.0, "b")], "row 1 (counted from 0): column `id` is int64, but here is 2.0", "not an integer"),
         ([(2**63, "a")], f"row 0 (counted from 0): column `id` is int64, but here is {2**63}", "too large"),
-        ([(1, "a", 2)], "row 0 (counted from 0): has 3 values, the schema 2: (1, 'a', 2)", "id, word"),
-        ([{"id": 1, "wrod": "a"}], "row 0 (counted from 0): has `wrod`, which the schema does not name", "id, word"),
+        ([(1, "a", 2)], "row 0 (counted from 0): has 3 values, the schema 2: (1, 'a', 2)", "(columns: id, word)"),
+        (
+            [{"id": 1, "wrod": "a"}],
+            "row 0 (counted from 0): has `wrod`, which the schema does not name",
+            "`word`? (columns: id, word)",
+        ),
+        ([{7: 1}], "row 0 (counted from 0): has `7`, which the schema does not name", "(columns: id, word)"),
         ([(1, "a"), 7], "row 1 (counted from 0): is 7", "a row is a dict, a tuple or a dataclass"),
     ],
 )
