@@ -254,10 +254,10 @@ class _Lane:
             "function": function,
             "folder": str(folder),
             "mutant": plan.mutant,
-            "trials": -(-budget.trials // plan.lanes),
             "deadline": budget.deadline,
             "stop_at": plan.stop_at,
         }
+        self._trials = budget.trials // plan.lanes + (number < budget.trials % plan.lanes)
         self._keywords = {"lane": number, "lanes": plan.lanes, "seed": plan.seed, **arguments}
         self._trial = -1
         self._tally = Tally()
@@ -269,9 +269,12 @@ class _Lane:
 
     def _has_ended(self) -> bool:
         """Run one process to its end; whether the lane has come to its end with it."""
+        trials = self._trials - self._tally.trials  # those of a process that died are not made once more
+        if trials <= 0 and self._request["deadline"] is None:
+            return True
         first = self._trial + 1
         keywords = {**self._keywords, "first": first}
-        victim = self._warm.start("dataflow.torture.processes:lane", keywords=keywords, **self._request)
+        victim = self._warm.start("dataflow.torture.processes:lane", keywords=keywords, trials=trials, **self._request)
         ending = self._listen(victim.channel)
         _, code = victim.end()
         if ending == "ended":

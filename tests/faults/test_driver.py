@@ -38,6 +38,13 @@ def test_a_rig_that_fails_is_never_taken_for_a_pass(capfd: pytest.CaptureFixture
     assert "a bug of the rig" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("trials", "lanes"), [(1, 2), (5, 2), (7, 3)])
+def test_as_many_trials_are_made_as_were_asked_for(trials: int, lanes: int) -> None:
+    plan = Plan(seed=1, lanes=lanes, trials=trials)
+    tally = run_lanes(plan, Budget(plan, 100), "tests.faults.broken_lanes:dies_at_its_second")
+    assert tally.trials == trials
+
+
 def say_and_wait(channel: Channel) -> None:
     channel.send("acknowledged")
     signal.pause()
