@@ -24,6 +24,7 @@ MODULES = {
     8: "bit_flips",
     13: "one_writer",
     14: "simulation",
+    17: "conservation",
     25: "teeth",
 }
 """The rows that there are, by their numbers."""

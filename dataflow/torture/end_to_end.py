@@ -3,8 +3,9 @@
 A process runs windows over a throttled source into a topic, Parquet files and a SQLite table; its group is killed at a
 random moment, and the next one goes on in the same store. Another process follows the topic all the time: what it has
 seen once must neither come again nor be taken back. When the input has ended, all three outputs and the late rows are
-compared with those of a run that nobody disturbed. The hard part is to hit the moments that matter: a kill counts as
-inside only if the store had a commit by then and the last one was still to come.
+compared with those of a run that nobody disturbed, and the ledger with what was read and written. The hard part is to
+hit the moments that matter: a kill counts as inside only if the store had a commit by then and the last one was still
+to come.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataflow.state.store import Store
 from dataflow.state.verify import rows as verified_rows
 from dataflow.state.verify import verify
 from dataflow.system import RealSystem
+from dataflow.torture.books import check_store
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 from dataflow.torture.pipelines import NAME, Numbers, pipeline
 from dataflow.torture.processes import Channel, Reporter, Victim, fork, run_lanes
@@ -182,6 +184,8 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
             tally.find("wrong", f"{where}: the verifier: {finding}")
     for what, read in (("topic", _topic), ("Parquet", _parquet), ("SQLite", _sqlite), ("late rows", _late)):
         _compare(read(root), read(expected), what, tally, where)
+    source = Numbers(rows)
+    check_store(root / "store", pipeline(root, source).nodes, NAME, {source.name: rows}, tally, where)
 
 
 def _compare(

@@ -261,5 +261,7 @@ MUTANTS = (
     Mutant("sink commit not repeatable", 14, "(table)", pipelines.commit_not_repeatable),
     Mutant("rename before commit", 14, "(files)", pipelines.rename_before_commit),
     Mutant("prepared parts taken back though nobody knows", 14, "DF0513", pipelines.aborted_though_nobody_knows),
+    Mutant("epochs counted again", 17, "the source handed out", pipelines.epochs_counted_again),
+    Mutant("row lost behind a filter", 17, "were given out", pipelines.row_lost_behind_a_filter),
 )
 """All bugs, by the row that has to catch them."""

@@ -1,6 +1,7 @@
 """Bugs planted in running pipelines: epochs, checkpoints and sinks.
 
-Caught by simulated runs (row 14), whose kills come at every moment; the last one is a bug that this row has found.
+Most are caught by simulated runs (row 14), whose kills come at every moment; the one about prepared parts is a bug that
+this row has found. Those of the ledger balance in each step, so that only who compares steps sees them (row 17).
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from dataflow.message import Barrier
+from dataflow.message import Barrier, Batch
+from dataflow.operators.base import StepCounts
 from dataflow.operators.sinks.files import FileEpoch, FileSink
 from dataflow.operators.sinks.sqlite import SqliteSink
 from dataflow.operators.sinks.staged import StagedEpoch
+from dataflow.operators.stateless import Filter
 from dataflow.runtime.commit import StoreCommitter
 from dataflow.runtime.coordinator import Coordinator
 from dataflow.runtime.epoch import Commit
@@ -109,3 +113,23 @@ def aborted_though_nobody_knows() -> AbstractContextManager[None]:
             self.sink.abort(self.handle)
 
     return replaced(SinkTask, "settle", take_back)
+
+
+def epochs_counted_again() -> AbstractContextManager[None]:
+    """The ledger of an epoch has all rows of the run so far."""
+    return replaced(StepCounts, "since", lambda self, before: self)
+
+
+def row_lost_behind_a_filter() -> AbstractContextManager[None]:
+    """A filter counts a row as passed, and does not hand it on."""
+    usual = Filter.on_batch
+
+    def lose_one(self: Filter, batch: Batch) -> None:
+        if batch.num_rows > 1:
+            self.counts.rows_in += 1
+            self.counts.passed += 1
+            is_first = np.arange(batch.num_rows) == 0
+            batch = batch.without(is_first)
+        usual(self, batch)
+
+    return replaced(Filter, "on_batch", lose_one)

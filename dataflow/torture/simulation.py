@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import StringIO
+from typing import cast
 
 import apsw
 import pyarrow as pa
@@ -28,6 +29,7 @@ from dataflow.runtime import channel
 from dataflow.state.store import Store
 from dataflow.system import SimulatedSystem
 from dataflow.system.simulated import SimulatedClock
+from dataflow.torture.books import Books, Steps, rows_read
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 from dataflow.torture.pipeline_mutants import replaced
 from dataflow.torture.processes import Reporter, run_lanes
@@ -68,14 +70,24 @@ def try_once(seed: int, tally: Tally) -> None:
     """One trial: a pipeline, with and without faults."""
     where = f"seed {seed}"
     job = Job(random.Random(seed))
+    with machine_of(job):
+        trace, expected = undisturbed(job, seed)
+        if undisturbed(job, seed) != (trace, expected):
+            tally.find("wrong", f"{where}: two runs of it left two traces")
+        system = disturbed(job, seed, tally, where)
+        if system is not None:
+            _compare(content(system), expected, tally, where)
+            check_ledger(system, job, tally, where, has_ended=True)
+
+
+@contextmanager
+def machine_of(job: Job) -> Iterator[None]:
+    """What has to be so while a job runs on a simulated machine."""
     helping = HELPING_ROWS if job.is_slow else channel.ROWS_BEFORE_MEASURED
     # A stop that comes before a run listens, or after, finds nobody.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with closing_quietly(), silent(), replaced(channel, "ROWS_BEFORE_MEASURED", helping):
-        trace, expected = undisturbed(job, seed)
-        if undisturbed(job, seed) != (trace, expected):
-            tally.find("wrong", f"{where}: two runs of it left two traces")
-        disturbed(job, seed, expected, tally, where)
+        yield
 
 
 Content = dict[str, list[tuple[object, ...]]]
@@ -89,8 +101,15 @@ def undisturbed(job: Job, seed: int) -> tuple[str, Content]:
     return system.trace, content(system)
 
 
-def disturbed(job: Job, seed: int, expected: Content, tally: Tally, where: str) -> None:
-    """Runs with faults, until one comes to its end."""
+def disturbed(
+    job: Job,
+    seed: int,
+    tally: Tally,
+    where: str,
+    *,
+    after_run: Callable[[SimulatedSystem, int], None] = lambda system, number: None,
+) -> SimulatedSystem | None:
+    """Runs with faults, until one comes to its end: the machine then, and None when none does."""
     chance, system = random.Random(seed + 1), SimulatedSystem(seed + 1)
     faults = [Fault.drawn(chance) for _ in range(chance.randint(1, FAULTS_MAX))]
     for number in range(RUNS_MAX):
@@ -109,18 +128,16 @@ def disturbed(job: Job, seed: int, expected: Content, tally: Tally, where: str) 
             has_ended = False
             if not fault.has_fired and job.reads_left is None:
                 tally.find("wrong", f"{where}, run {number}: nothing was in its way, and it failed: {error}")
-                return
+                return None
         if fault.has_fired or (fault.reads_left is not None and not has_ended):
             tally.faults += 1
             tally.count(f"faults: {fault.kind}")
         _leave(system, fault)
+        after_run(system, number)
         if has_ended and not fault.is_dead:
-            break
-    else:
-        tally.find("hung", f"{where}: it has not come to its end in {RUNS_MAX} runs")
-        return
-    _compare(content(system), expected, tally, where)
-    _check_ledger(system, job, tally, where)
+            return system
+    tally.find("hung", f"{where}: it has not come to its end in {RUNS_MAX} runs")
+    return None
 
 
 def _leave(system: SimulatedSystem, fault: Fault) -> None:
@@ -164,18 +181,23 @@ def _compare(found: Content, expected: Content, tally: Tally, where: str) -> Non
             tally.find(kind, f"{where}: topic {topic} has {len(has)} rows for {len(wants)}")
 
 
-def _check_ledger(system: SimulatedSystem, job: Job, tally: Tally, where: str) -> None:
-    """Every row of every source is told of once, over all runs."""
+def check_ledger(system: SimulatedSystem, job: Job, tally: Tally, where: str, *, has_ended: bool = False) -> None:
+    """The ledger against the sources, topics, files and tables."""
     with Store(STORE, system) as store:
-        epochs = store.ledger(NAME)
-    read = 0
-    for counts in epochs.values():
-        for step, numbers in counts.items():
-            if step.startswith("filter 'first"):
-                assert isinstance(numbers, Mapping)
-                read += int(numbers.get("rows_in", 0))
-    if read != job.rows_total:
-        tally.find("wrong", f"{where}: the ledger tells of {read} rows, and there were {job.rows_total}")
+        state = store.pipeline(NAME) if store.exists else None
+        if state is None:
+            return  # killed before its first commit: nothing was read, as far as anybody knows
+        epochs, positions = store.ledger(NAME), state.checkpoint["sources"]
+        topics = {info.name: info.rows for info in store.topics()}
+    nodes = job.pipeline().nodes
+    books = Books(nodes, NAME, cast(Mapping[int, Steps], epochs), tally, where)
+    books.check(has_ended=has_ended)
+    books.check_sources(rows_read(positions))
+    if has_ended:
+        books.check_sources(job.rows_by_source)
+        contents = content(system)
+        topics |= {place: len(rows) for place, rows in contents.items()}
+    books.check_sinks(topics)
 
 
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,15 +286,17 @@ class Job:
         self.writes_files, self.writes_table = chance.random() < 0.4, chance.random() < 0.3
 
     @property
-    def rows_total(self) -> int:
-        return sum(batch.num_rows for tables in self.tables for batch in tables.values())
+    def rows_by_source(self) -> dict[str, int]:
+        rows = [sum(batch.num_rows for batch in tables.values()) for tables in self.tables]
+        return {f"source{number}": count for number, count in enumerate(rows)}
 
     def pipeline(self) -> flow.Pipeline:
+        """Each step has a name of its own, so that its counts are."""
         sinks = []
         streams = []
         for number, tables in enumerate(self.tables):
             rows = flow.read(_Source(f"source{number}", tables, self)).filter(col.key >= 0).named(f"first{number}")
-            streams.append(rows.derive(value=col.value * 2))
+            streams.append(rows.derive(value=col.value * 2).named(f"doubled{number}"))
         rows = streams[0] if len(streams) == 1 else streams[0].union(*streams[1:])
         if self.is_slow:
             sinks.append(rows.to(_Slow(self), name="slow"))
@@ -284,12 +308,13 @@ class Job:
         if self.keeps_late:
             sinks.append(made.late.write_topic("late"))
         if self.then is not None:
-            made = self.then(made.derive(key=col.n, name=flow.lit("x"), value=flow.lit(1.5)))
+            again = made.derive(key=col.n, name=flow.lit("x"), value=flow.lit(1.5)).named("again")
+            made = self.then(again).named("windows of windows")
         sinks.append(made.write_topic("windows"))
         if self.writes_files:
-            sinks.append(made.write_csv(f"{FILES}/", roll="2KB"))
+            sinks.append(made.write_csv(f"{FILES}/", roll="2KB").named("files"))
         if self.writes_table:
-            sinks.append(made.write_sqlite(TABLE, "windows"))
+            sinks.append(made.write_sqlite(TABLE, "windows").named("table"))
         return flow.Pipeline(NAME, *sinks)
 
 
