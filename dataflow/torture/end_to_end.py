@@ -64,7 +64,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
             has_ended = False
             while not has_ended:
                 if not reporter.goes_on(done):
-                    _run_to_end(root, rows)
+                    run_to_end(root, rows)
                     break
                 with reporter.trial(number) as tally:
                     has_ended = kill_once(root, rows, chance, tally, f"seed {seed}, kill {number}")
@@ -119,7 +119,7 @@ def _work(root: Path, rows: int, rows_per_second: float, channel: Channel) -> No
         channel.send(["failed", f"{type(error).__name__}: {error}"])
 
 
-def _run_to_end(root: Path, rows: int) -> None:
+def run_to_end(root: Path, rows: int) -> None:
     said, _ = fork(partial(_work, root, rows, 0.0)).rest()
     assert said and said[-1][0] == "ended", said
 
@@ -171,7 +171,7 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
     expected = folder / f"undisturbed-{rows}"
     if not expected.exists():
         expected.mkdir()
-        _run_to_end(expected, rows)
+        run_to_end(expected, rows)
     follower.channel.send("finish")
     said, _ = follower.rest()
     seen_rows, wrong = said[-1] if said else (0, ["it died"])
@@ -182,19 +182,24 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
     for finding in report.findings:
         if finding.kind == "damage":
             tally.find("wrong", f"{where}: the verifier: {finding}")
-    for what, read in (("topic", _topic), ("Parquet", _parquet), ("SQLite", _sqlite), ("late rows", _late)):
-        _compare(read(root), read(expected), what, tally, where)
+    for what, read in (
+        ("topic", topic_rows),
+        ("Parquet", parquet_rows),
+        ("SQLite", sqlite_rows),
+        ("late rows", late_rows),
+    ):
+        compare(read(root), read(expected), what, tally, where)
     source = Numbers(rows)
     check_store(root / "store", pipeline(root, source).nodes, NAME, {source.name: rows}, tally, where)
 
 
-def _compare(
+def compare(
     found: list[tuple[object, ...]], expected: list[tuple[object, ...]], what: str, tally: Tally, where: str
 ) -> None:
     if found == expected:
         tally.count(f"rows compared, {what}", len(found))
         return
-    missing, more = _less(expected, found), _less(found, expected)
+    missing, more = lacking(expected, found), lacking(found, expected)
     if missing:
         tally.find("lost", f"{where}: {what} lacks {missing[:2]}", len(missing))
     if more:
@@ -204,7 +209,7 @@ def _compare(
         tally.find("out_of_order", f"{where}: {what}")
 
 
-def _less(some: Rows, others: Rows) -> Rows:
+def lacking(some: Rows, others: Rows) -> Rows:
     """What is in some, as often as it is not in others."""
     counts: dict[tuple[object, ...], int] = {}
     for row in others:
@@ -225,23 +230,23 @@ def _tuples(table: pa.Table) -> Rows:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def _topic(root: Path) -> Rows:
+def topic_rows(root: Path) -> Rows:
     return _tuples(verified_rows(root / "store", "seconds"))
 
 
-def _late(root: Path) -> Rows:
+def late_rows(root: Path) -> Rows:
     """Late rows of two partitions have no order among each other."""
     table = verified_rows(root / "store", LATE_TOPIC)
     return sorted(_tuples(table.select(["at", "key", "value"])))
 
 
-def _parquet(root: Path) -> Rows:
+def parquet_rows(root: Path) -> Rows:
     files = sorted((root / "parts").iterdir())
     assert all(file.suffix == ".parquet" for file in files), files
-    return sorted(_tuples(pa.concat_tables([pq.read_table(file) for file in files])))
+    return sorted(row for file in files for row in _tuples(pq.read_table(file)))
 
 
-def _sqlite(root: Path) -> Rows:
+def sqlite_rows(root: Path) -> Rows:
     connection = sqlite3.connect(root / "seconds.sqlite")
     try:
         return sorted(connection.execute("SELECT * FROM seconds").fetchall())

@@ -1,7 +1,8 @@
 """Bugs planted in running pipelines: epochs, checkpoints and sinks.
 
 Most are caught by simulated runs (row 14), whose kills come at every moment; the one about prepared parts is a bug that
-this row has found. Those of the ledger balance in each step, so that only who compares steps sees them (row 17).
+this row has found. Stops are row 12's. Bugs of the ledger balance in each step, so that only who compares steps sees
+them (row 17).
 """
 
 from __future__ import annotations
@@ -113,6 +114,20 @@ def aborted_though_nobody_knows() -> AbstractContextManager[None]:
             self.sink.abort(self.handle)
 
     return replaced(SinkTask, "settle", take_back)
+
+
+def stop_without_a_commit() -> AbstractContextManager[None]:
+    """A run that was told to stop leaves at once: what is in flight is left to the next one."""
+    usual = Coordinator._commit
+
+    def commit_nothing(self: Coordinator, job: Any, acks: Any, fresh: Any, *, ended: bool) -> None:
+        if not self.stopped:
+            usual(self, job, acks, fresh, ended=ended)
+            return
+        with replaced(self.committer, "commit", lambda commit: None):
+            usual(self, job, acks, fresh, ended=ended)
+
+    return replaced(Coordinator, "_commit", commit_nothing)
 
 
 def epochs_counted_again() -> AbstractContextManager[None]:

@@ -102,6 +102,22 @@ def fork(work: Callable[[Channel], None]) -> Victim:
     return Victim(pid, Channel(ours), lambda pid: os.waitpid(pid, 0)[1])
 
 
+def spawn(command: Callable[[int], list[str]], output: Path) -> Victim:
+    """Run a program in a group of its own; what it prints goes to the end of a file.
+
+    `command` gets the descriptor on which it may send messages.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.set_inheritable(True)
+    arguments = command(theirs.fileno())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    prints = [(os.POSIX_SPAWN_OPEN, number, str(output), flags, 0o600) for number in (1, 2)]
+    pid = os.posix_spawn(arguments[0], arguments, environment, setpgroup=0, file_actions=prints)
+    theirs.close()
+    return Victim(pid, Channel(ours), lambda pid: os.waitpid(pid, 0)[1])
+
+
 def _be_victim(work: Callable[[], None]) -> None:
     """Work in this forked process and leave it without the parent's clean-up."""
     code = 1
