@@ -22,6 +22,7 @@ MODULES = {
     6: "failed_syncs",
     7: "full_disk",
     8: "bit_flips",
+    11: "fast_recovery",
     12: "stops",
     13: "one_writer",
     14: "simulation",
