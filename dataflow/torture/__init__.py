@@ -19,6 +19,7 @@ MODULES = {
     2: "end_to_end",
     3: "crash_points",
     4: "crash_images",
+    5: "power_cuts",
     6: "failed_syncs",
     7: "full_disk",
     8: "bit_flips",

@@ -11,20 +11,25 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
+import apsw
 import pyarrow as pa
 
+from dataflow.state import catalog
 from dataflow.state import store as store_module
 from dataflow.state.catalog import Catalog
+from dataflow.state.catalog_database import connect
 from dataflow.state.log import reader
 from dataflow.state.log.recovery import Listing, Recovery, recover_partition
 from dataflow.state.log.segment import GrowingSegment, IndexEntry, MappedSegment, Partition, SegmentInfo
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.records import EpochRecord
 from dataflow.state.store import Store
-from dataflow.system import Disk, FilePath
+from dataflow.system import Disk, FilePath, System
 from dataflow.system.real import RealDisk
 from dataflow.torture import pipeline_mutants as pipelines
+from dataflow.torture.mounts import why_no_disk
 from dataflow.torture.pipeline_mutants import replaced
 
 
@@ -37,6 +42,8 @@ class Mutant:
     sign: str
     """What the finding says: caught means caught for this, and not for something else."""
     plant: Callable[[], AbstractContextManager[None]]
+    skip_reason: Callable[[], str | None] = lambda: None
+    """Why the part of the row that has to catch it cannot run here."""
 
 
 def planted(name: str | None) -> AbstractContextManager[None]:
@@ -153,6 +160,17 @@ def no_parent_fsync() -> AbstractContextManager[None]:
     return replaced(store_module, "make_durable_dirs", only_make)
 
 
+def catalog_not_synced() -> AbstractContextManager[None]:
+    """SQLite leaves it to the operating system when a commit is written."""
+
+    def connect_carelessly(system: System, path: str) -> apsw.Connection:
+        connection = connect(system, path)
+        list(connection.execute("PRAGMA synchronous = OFF"))
+        return connection
+
+    return replaced(catalog, "connect", connect_carelessly)
+
+
 def fsync_retried() -> AbstractContextManager[None]:
     """An fsync that failed is tried again, and believed."""
     sync = GrowingSegment.sync
@@ -251,7 +269,10 @@ MUTANTS = (
     Mutant("no fsync of a segment", 4, "corrupt", no_fsync),
     Mutant("no fsync of a segment's directory", 4, "the file is missing", no_directory_fsync),
     Mutant("no fsync of a new directory's parent", 4, "the file is missing", no_parent_fsync),
+    Mutant("no fsync of a segment, and no power", 5, "corrupt", no_fsync),
+    Mutant("commits of the catalog not synced", 5, "acked", catalog_not_synced),
     Mutant("failed fsync tried again", 6, "repeated, and believed", fsync_retried),
+    Mutant("failed fsync tried again on a real disk", 6, "on a real disk", fsync_retried, partial(why_no_disk, "ext4")),
     Mutant("no checksum on read", 8, "undetected", no_checksum),
     Mutant("segment not asked where it belongs", 8, ".arrow: ", no_header_check),
     Mutant("positions of the epoch before", 11, "copy: ", pipelines.positions_apart),

@@ -13,7 +13,7 @@ import pytest
 from dataflow.torture import Plan, Result, row
 
 SEED = 20_261
-TRIALS = {1: 60, 2: 6, 3: 250, 4: 700, 6: 40, 7: 40, 8: 3_000, 11: 1, 12: 10, 13: 60, 14: 150, 17: 40}
+TRIALS = {1: 60, 2: 6, 3: 250, 4: 700, 5: 30, 6: 40, 7: 40, 8: 3_000, 11: 1, 12: 10, 13: 60, 14: 150, 17: 40}
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,6 +30,8 @@ def told(result: Result) -> str:
 @pytest.mark.parametrize("number", sorted(TRIALS))
 def test_the_promise_of_a_row_holds(number: int) -> None:
     result = result_of(number)
+    if result.skipped is not None:
+        pytest.skip(result.skipped)
     assert result.status == "ok", told(result)
     assert result.tally.trials >= TRIALS[number]
 
