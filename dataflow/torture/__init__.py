@@ -28,6 +28,7 @@ MODULES = {
     13: "one_writer",
     14: "simulation",
     17: "conservation",
+    22: "no_code_from_data",
     25: "teeth",
 }
 """The rows that there are, by their numbers."""

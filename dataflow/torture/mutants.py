@@ -7,11 +7,14 @@ this.
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import apsw
 import pyarrow as pa
@@ -20,6 +23,7 @@ from dataflow.state import catalog
 from dataflow.state import store as store_module
 from dataflow.state.catalog import Catalog
 from dataflow.state.catalog_database import connect
+from dataflow.state.frames import Frame, FrameFiles
 from dataflow.state.log import reader
 from dataflow.state.log.recovery import Listing, Recovery, recover_partition
 from dataflow.state.log.segment import GrowingSegment, IndexEntry, MappedSegment, Partition, SegmentInfo
@@ -224,6 +228,29 @@ def cut_too_much() -> AbstractContextManager[None]:
     return replaced(store_module, "recover_partition", recover)
 
 
+# ── data that are run ──
+
+
+def pickled_state() -> AbstractContextManager[None]:
+    """What steps keep comes back through pickle."""
+    read = FrameFiles.read
+
+    def unpickle(self: FrameFiles, frame: Frame) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = pickle.loads(pickle.dumps(read(self, frame)))
+        return batches
+
+    return replaced(FrameFiles, "read", unpickle)
+
+
+def evaluated_checkpoint() -> AbstractContextManager[None]:
+    """The JSON of the catalog is taken for Python."""
+
+    def evaluate(text: str | bytes) -> object:
+        return eval(text, {"true": True, "false": False, "null": None})
+
+    return replaced(catalog, "json", SimpleNamespace(dumps=json.dumps, loads=evaluate))
+
+
 # ── fences that are down ──
 
 
@@ -286,5 +313,7 @@ MUTANTS = (
     Mutant("prepared parts taken back though nobody knows", 14, "DF0513", pipelines.aborted_though_nobody_knows),
     Mutant("epochs counted again", 17, "the source handed out", pipelines.epochs_counted_again),
     Mutant("row lost behind a filter", 17, "were given out", pipelines.row_lost_behind_a_filter),
+    Mutant("state through pickle", 22, "pickle.find_class", pickled_state),
+    Mutant("checkpoint evaluated", 22, "times exec", evaluated_checkpoint),
 )
 """All bugs, by the row that has to catch them."""

@@ -13,7 +13,7 @@ import pytest
 from dataflow.torture import Plan, Result, row
 
 SEED = 20_261
-TRIALS = {1: 60, 2: 6, 3: 250, 4: 700, 5: 30, 6: 40, 7: 40, 8: 3_000, 11: 1, 12: 10, 13: 60, 14: 150, 17: 40}
+TRIALS = {1: 60, 2: 6, 3: 250, 4: 700, 5: 30, 6: 40, 7: 40, 8: 3_000, 11: 1, 12: 10, 13: 60, 14: 150, 17: 40, 22: 4}
 ROOT = Path(__file__).parents[2]
 
 
