@@ -171,10 +171,13 @@ class Result:
     def details(self) -> list[str]:
         """What else there is to say: counts, what was measured, notes, parts that could not run, and what was found."""
         counts = [f"{name}: {count:,}" for name, count in sorted(self.tally.counts.items())]
-        measured = [_quantiles(name, seconds) for name, seconds in sorted(self.tally.seconds.items())]
         skipped = [f"SKIPPED, not proven: {part}" for part in self.skipped_parts]
         vacuous = ["no fault fired: this proves nothing"] if self.is_bad and not self.tally.faults else []
-        return [*counts, *measured, *self.notes, *skipped, *vacuous, *(text for _, text in self.tally.findings)]
+        return [*counts, *self.measured(), *self.notes, *skipped, *vacuous, *(text for _, text in self.tally.findings)]
+
+    def measured(self) -> list[str]:
+        """Quantiles of what was measured."""
+        return [_quantiles(name, seconds) for name, seconds in sorted(self.tally.seconds.items())]
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "status": self.status, "bound": self.bound}

@@ -154,6 +154,20 @@ def test_a_report_is_a_table_and_tells_what_was_not_proven(
     assert len(widths) == 1, "every line of the table has as many cells"
 
 
+def fill_and_measure(plan: Plan, budget: Budget, result: Result) -> None:
+    result.tally = tally_of({"trials": 3, "faults": 3})
+    for seconds in (0.5, 0.1, 0.25):
+        result.tally.measure("to leave", seconds)
+
+
+def test_a_report_tells_what_was_measured_behind_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_rows(monkeypatch, Row(number=12, promise="leaves", trials_ci=3, run_plan=fill_and_measure), GOOD)
+    assert main(["torture", "--report"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nRow 12, to leave: p50 0.25 s, p99 0.50 s (3).\n")
+
+
 def test_json_is_one_object_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     use_rows(monkeypatch, GOOD, BAD)
     assert main(["torture", "--json", "--seed", "3"]) == 1
