@@ -17,7 +17,7 @@ from typing import Literal
 
 from dataflow.torture.crash_points import CountChanges
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally, scratch
-from dataflow.torture.mounts import can_mount, in_own_mounts, run
+from dataflow.torture.mounts import in_own_mounts, run, why_no_tmpfs
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, QuickSystem, Refusal, closing_quietly
 from dataflow.torture.truth import judge_and_go_on
@@ -39,8 +39,9 @@ TMPFS_TRIALS_SHARE = 4
 
 def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
     result.tally = run_lanes(plan, budget, "dataflow.torture.full_disk:lane")
-    if not can_mount():
-        result.skipped_parts.append("a real tmpfs that is full (mounting one needs root)")
+    why = why_no_tmpfs()
+    if why is not None:
+        result.skipped_parts.append(f"a real tmpfs that is full ({why})")
 
 
 ROW = Row(number=7, promise="a full disk is a pause, not a loss", trials_ci=40, run_plan=run_plan)
@@ -72,7 +73,7 @@ class FullDisk:
 
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
     done, number = 0, 0
-    can_be_real = can_mount()
+    can_be_real = why_no_tmpfs() is None
     with scratch() as folder, closing_quietly():
         while reporter.goes_on(done):
             this_seed = seed + number

@@ -52,10 +52,6 @@ class MountError(Exception):
     """The rig itself does not work: this says nothing about a store."""
 
 
-def can_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("mount") is not None
-
-
 def enter_own_mounts() -> None:
     """From here on what this process mounts is seen by nobody else, and goes with it."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -84,18 +80,29 @@ def _work_and_tell(work: Callable[[Tally], None], channel: Channel) -> None:
 @cache
 def why_no_disk(kind: str) -> str | None:
     """Why a disk of this kind cannot be mounted here; None when it can be: it was tried."""
+    script = PROBE.format(bytes=BYTES_MIN[kind], make=" ".join((*MAKE[kind], *OPTIONS[kind])))
+    return _why_not(f"{kind} on a loop device", script, MAKE[kind][0])
+
+
+@cache
+def why_no_tmpfs() -> str | None:
+    """The same of a disk in memory."""
+    return _why_not("a tmpfs", 'mount -t tmpfs tmpfs "$1" && umount "$1"')
+
+
+def _why_not(what: str, script: str, *tools: str) -> str | None:
+    """Try it, in a directory and a name space of its own."""
     if os.geteuid() != 0:
         return "mounting needs root"
-    for tool in (MAKE[kind][0], "mount", "umount", "unshare"):
+    for tool in (*tools, "mount", "umount", "unshare"):
         if shutil.which(tool, path=TOOL_PATH) is None:
             return f"there is no {tool}"
-    script = PROBE.format(bytes=BYTES_MIN[kind], make=" ".join((*MAKE[kind], *OPTIONS[kind])))
     with tempfile.TemporaryDirectory(prefix="dataflow-torture-") as folder:
         command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", folder]
         done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
-    return f"{kind} on a loop device cannot be mounted ({' '.join(done.stderr.split()) or 'no reason was given'})"
+    return f"{what} cannot be mounted ({' '.join(done.stderr.split()) or 'no reason was given'})"
 
 
 @dataclass

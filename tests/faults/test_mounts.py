@@ -12,9 +12,11 @@ from dataflow.torture import Plan, mounts, row
 
 @pytest.fixture(autouse=True)
 def nothing_is_remembered() -> Iterator[None]:
-    mounts.why_no_disk.cache_clear()
+    for probe in (mounts.why_no_disk, mounts.why_no_tmpfs):
+        probe.cache_clear()
     yield
-    mounts.why_no_disk.cache_clear()
+    for probe in (mounts.why_no_disk, mounts.why_no_tmpfs):
+        probe.cache_clear()
 
 
 def test_without_root_no_power_is_cut_and_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +42,4 @@ def test_a_mount_that_is_refused_is_told_in_the_words_of_who_refused_it(
     monkeypatch.setattr("dataflow.torture.mounts.os.geteuid", lambda: 0)
     monkeypatch.setattr(mounts, "TOOL_PATH", str(tmp_path))
     assert mounts.why_no_disk("ext4") == "ext4 on a loop device cannot be mounted (not in this container)"
+    assert mounts.why_no_tmpfs() == "a tmpfs cannot be mounted (not in this container)"
