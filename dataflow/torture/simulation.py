@@ -25,7 +25,7 @@ import pyarrow as pa
 import dataflow as flow
 from dataflow import col, count
 from dataflow.errors import DataflowError
-from dataflow.runtime import channel
+from dataflow.runtime import channel, room
 from dataflow.state.store import Store
 from dataflow.system import SimulatedSystem
 from dataflow.system.simulated import SimulatedClock
@@ -43,6 +43,8 @@ CHANGES_MAX = 250
 """Of the disk, within which a fault comes."""
 ROWS_MAX = 400
 SLOW_SECONDS = 0.002
+FULL_SECONDS = 30.0
+"""Until a run gives up that waits for room. Ten minutes of a machine with many tasks take longer than a trial may."""
 HELPING_ROWS = 16
 """The first helping of a receiver where a sink is slow, so that units of a few hundred rows are cut too."""
 SCHEMA = pa.schema({"at": pa.timestamp("us"), "key": pa.int64(), "name": pa.string(), "value": pa.float64()})
@@ -86,7 +88,12 @@ def machine_of(job: Job) -> Iterator[None]:
     helping = HELPING_ROWS if job.is_slow else channel.ROWS_BEFORE_MEASURED
     # A stop that comes before a run listens, or after, finds nobody.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with closing_quietly(), silent(), replaced(channel, "ROWS_BEFORE_MEASURED", helping):
+    with (
+        closing_quietly(),
+        silent(),
+        replaced(channel, "ROWS_BEFORE_MEASURED", helping),
+        replaced(room, "FULL_SECONDS_MAX", FULL_SECONDS),
+    ):
         yield
 
 
