@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -141,6 +142,21 @@ def test_sqlite_runs_on_every_disk(world: tuple[System, str]) -> None:
         connection.close()
     assert rows == [(7,), (7,)]
     assert system.disk.exists(f"{home}/db")
+
+
+def test_a_lock_is_released_although_its_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "lock")
+    lock = RealSystem().disk.lock(path, "of a disk that is dead by now")
+
+    def fail(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dataflow.system.real.os.ftruncate", fail)
+        lock.release()
+    RealSystem().disk.lock(path, "me").release()
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def _table(results: list[Result], seed: int) -> str:
         "| signals, hung | below (95 %) | seconds |",
         "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    return "\n".join([*head, *(_table_line(result) for result in results)])
+    measured = [f"Row {result.row}, {line}." for result in results for line in result.measured()]
+    return "\n".join([*head, *(_table_line(result) for result in results), *([""] if measured else []), *measured])
 
 
 def _table_line(result: Result) -> str:

@@ -91,7 +91,8 @@ class RealLock:
 
     def release(self) -> None:
         if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):  # what the file says is a hint: on a dead disk it stays, and the lock does not
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 

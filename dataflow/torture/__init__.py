@@ -19,11 +19,16 @@ MODULES = {
     2: "end_to_end",
     3: "crash_points",
     4: "crash_images",
+    5: "power_cuts",
     6: "failed_syncs",
     7: "full_disk",
     8: "bit_flips",
+    11: "fast_recovery",
+    12: "stops",
     13: "one_writer",
     14: "simulation",
+    17: "conservation",
+    22: "no_code_from_data",
     25: "teeth",
 }
 """The rows that there are, by their numbers."""

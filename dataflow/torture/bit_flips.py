@@ -68,14 +68,14 @@ class Damage:
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
     with scratch() as folder:
         victims = [Specimen(folder / name, seed, make) for name, make in SPECIMENS.items()]
-        number = first
-        while reporter.goes_on(number):
+        done, number = 0, first
+        while reporter.goes_on(done):
             chance = random.Random(f"{seed}/{lane}/{number}")
             specimen = victims[number % len(victims)]
             damage = specimen.damage(chance)
             with reporter.trial(number) as tally:
                 specimen.try_damage(damage, tally, f"seed {seed}, lane {lane}, trial {number}")
-            number += 1
+            done, number = done + 1, number + 1
 
 
 class Specimen:

@@ -3,8 +3,9 @@
 A process runs windows over a throttled source into a topic, Parquet files and a SQLite table; its group is killed at a
 random moment, and the next one goes on in the same store. Another process follows the topic all the time: what it has
 seen once must neither come again nor be taken back. When the input has ended, all three outputs and the late rows are
-compared with those of a run that nobody disturbed. The hard part is to hit the moments that matter: a kill counts as
-inside only if the store had a commit by then and the last one was still to come.
+compared with those of a run that nobody disturbed, and the ledger with what was read and written. The hard part is to
+hit the moments that matter: a kill counts as inside only if the store had a commit by then and the last one was still
+to come.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataflow.state.store import Store
 from dataflow.state.verify import rows as verified_rows
 from dataflow.state.verify import verify
 from dataflow.system import RealSystem
+from dataflow.torture.books import check_store
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally
 from dataflow.torture.pipelines import NAME, Numbers, pipeline
 from dataflow.torture.processes import Channel, Reporter, Victim, fork, run_lanes
@@ -62,7 +64,7 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
             has_ended = False
             while not has_ended:
                 if not reporter.goes_on(done):
-                    _run_to_end(root, rows)
+                    run_to_end(root, rows)
                     break
                 with reporter.trial(number) as tally:
                     has_ended = kill_once(root, rows, chance, tally, f"seed {seed}, kill {number}")
@@ -117,7 +119,7 @@ def _work(root: Path, rows: int, rows_per_second: float, channel: Channel) -> No
         channel.send(["failed", f"{type(error).__name__}: {error}"])
 
 
-def _run_to_end(root: Path, rows: int) -> None:
+def run_to_end(root: Path, rows: int) -> None:
     said, _ = fork(partial(_work, root, rows, 0.0)).rest()
     assert said and said[-1][0] == "ended", said
 
@@ -169,7 +171,7 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
     expected = folder / f"undisturbed-{rows}"
     if not expected.exists():
         expected.mkdir()
-        _run_to_end(expected, rows)
+        run_to_end(expected, rows)
     follower.channel.send("finish")
     said, _ = follower.rest()
     seen_rows, wrong = said[-1] if said else (0, ["it died"])
@@ -180,17 +182,24 @@ def judge(root: Path, folder: Path, rows: int, follower: Victim, tally: Tally, w
     for finding in report.findings:
         if finding.kind == "damage":
             tally.find("wrong", f"{where}: the verifier: {finding}")
-    for what, read in (("topic", _topic), ("Parquet", _parquet), ("SQLite", _sqlite), ("late rows", _late)):
-        _compare(read(root), read(expected), what, tally, where)
+    for what, read in (
+        ("topic", topic_rows),
+        ("Parquet", parquet_rows),
+        ("SQLite", sqlite_rows),
+        ("late rows", late_rows),
+    ):
+        compare(read(root), read(expected), what, tally, where)
+    source = Numbers(rows)
+    check_store(root / "store", pipeline(root, source).nodes, NAME, {source.name: rows}, tally, where)
 
 
-def _compare(
+def compare(
     found: list[tuple[object, ...]], expected: list[tuple[object, ...]], what: str, tally: Tally, where: str
 ) -> None:
     if found == expected:
         tally.count(f"rows compared, {what}", len(found))
         return
-    missing, more = _less(expected, found), _less(found, expected)
+    missing, more = lacking(expected, found), lacking(found, expected)
     if missing:
         tally.find("lost", f"{where}: {what} lacks {missing[:2]}", len(missing))
     if more:
@@ -200,7 +209,7 @@ def _compare(
         tally.find("out_of_order", f"{where}: {what}")
 
 
-def _less(some: Rows, others: Rows) -> Rows:
+def lacking(some: Rows, others: Rows) -> Rows:
     """What is in some, as often as it is not in others."""
     counts: dict[tuple[object, ...], int] = {}
     for row in others:
@@ -221,23 +230,23 @@ def _tuples(table: pa.Table) -> Rows:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def _topic(root: Path) -> Rows:
+def topic_rows(root: Path) -> Rows:
     return _tuples(verified_rows(root / "store", "seconds"))
 
 
-def _late(root: Path) -> Rows:
+def late_rows(root: Path) -> Rows:
     """Late rows of two partitions have no order among each other."""
     table = verified_rows(root / "store", LATE_TOPIC)
     return sorted(_tuples(table.select(["at", "key", "value"])))
 
 
-def _parquet(root: Path) -> Rows:
+def parquet_rows(root: Path) -> Rows:
     files = sorted((root / "parts").iterdir())
     assert all(file.suffix == ".parquet" for file in files), files
-    return sorted(_tuples(pa.concat_tables([pq.read_table(file) for file in files])))
+    return sorted(row for file in files for row in _tuples(pq.read_table(file)))
 
 
-def _sqlite(root: Path) -> Rows:
+def sqlite_rows(root: Path) -> Rows:
     connection = sqlite3.connect(root / "seconds.sqlite")
     try:
         return sorted(connection.execute("SELECT * FROM seconds").fetchall())

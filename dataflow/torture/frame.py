@@ -46,6 +46,8 @@ class Tally:
     hung: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     """What a row counts besides, by its name."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """What a row measures, by its name: told as quantiles, and no promise by itself."""
     limits: int = 0
     """Damages that the format is known not to notice: measured and told, and no promise is made."""
     findings: list[tuple[str, str]] = field(default_factory=list)
@@ -73,11 +75,16 @@ class Tally:
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
+    def measure(self, name: str, seconds: float) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
+
     def add(self, other: Tally) -> None:
         for name in ("trials", "faults", "limits", *DAMAGES):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, count in other.counts.items():
             self.count(name, count)
+        for name, seconds in other.seconds.items():
+            self.seconds.setdefault(name, []).extend(seconds)
         for group, text in other.findings:
             self._tell(group, text)
 
@@ -162,14 +169,28 @@ class Result:
         )
 
     def details(self) -> list[str]:
-        """What else there is to say: counts, notes, parts that could not run, and what was found."""
+        """What else there is to say: counts, what was measured, notes, parts that could not run, and what was found."""
         counts = [f"{name}: {count:,}" for name, count in sorted(self.tally.counts.items())]
         skipped = [f"SKIPPED, not proven: {part}" for part in self.skipped_parts]
         vacuous = ["no fault fired: this proves nothing"] if self.is_bad and not self.tally.faults else []
-        return [*counts, *self.notes, *skipped, *vacuous, *(text for _, text in self.tally.findings)]
+        return [*counts, *self.measured(), *self.notes, *skipped, *vacuous, *(text for _, text in self.tally.findings)]
+
+    def measured(self) -> list[str]:
+        """Quantiles of what was measured."""
+        return [_quantiles(name, seconds) for name, seconds in sorted(self.tally.seconds.items())]
 
     def as_json(self) -> dict[str, object]:
         return {**asdict(self), "status": self.status, "bound": self.bound}
+
+
+def _quantiles(name: str, seconds: list[float]) -> str:
+    """
+    >>> _quantiles("to leave", [0.1, 0.3, 0.2])
+    'to leave: p50 0.20 s, p99 0.30 s (3)'
+    """
+    ordered = sorted(seconds)
+    p50, p99 = (ordered[int(share * len(ordered))] for share in (0.5, 0.99))
+    return f"{name}: p50 {p50:.2f} s, p99 {p99:.2f} s ({len(ordered)})"
 
 
 @dataclass(frozen=True, kw_only=True)

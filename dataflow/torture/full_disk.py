@@ -8,19 +8,17 @@ that is full.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import random
 import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dataflow.torture.crash_points import CountChanges
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally, scratch
-from dataflow.torture.processes import Channel, Reporter, fork, run_lanes
+from dataflow.torture.mounts import in_own_mounts, run, why_no_tmpfs
+from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, QuickSystem, Refusal, closing_quietly
 from dataflow.torture.truth import judge_and_go_on
 from dataflow.torture.workload import GivenUpError, StubbornRun, opened
@@ -37,13 +35,13 @@ ERRORS_MAX = 5
 TMPFS_BYTES = 2 << 20
 TMPFS_TRIALS_SHARE = 4
 """One in so many trials more is done on a real one."""
-CLONE_NEWNS, MS_PRIVATE_RECURSIVE = 0x20000, (1 << 18) | (1 << 14)
 
 
 def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
     result.tally = run_lanes(plan, budget, "dataflow.torture.full_disk:lane")
-    if not can_mount():
-        result.skipped_parts.append("a real tmpfs that is full (mounting one needs root)")
+    why = why_no_tmpfs()
+    if why is not None:
+        result.skipped_parts.append(f"a real tmpfs that is full ({why})")
 
 
 ROW = Row(number=7, promise="a full disk is a pause, not a loss", trials_ci=40, run_plan=run_plan)
@@ -75,7 +73,7 @@ class FullDisk:
 
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
     done, number = 0, 0
-    can_be_real = can_mount()
+    can_be_real = why_no_tmpfs() is None
     with scratch() as folder, closing_quietly():
         while reporter.goes_on(done):
             this_seed = seed + number
@@ -151,47 +149,28 @@ def _judge_run(
 # ── on a real one ──
 
 
-def can_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("mount") is not None
-
-
-def enter_own_mounts() -> None:
-    """From here on what this process mounts is seen by nobody else, and goes with it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_PRIVATE_RECURSIVE, None):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "unshare")
-
-
 def try_real_full_disk(folder: Path, seed: int, tally: Tally) -> None:
-    """The same on a tmpfs that another file fills, in a process with mounts of its own."""
-    victim = fork(partial(_on_tmpfs, folder / "tmpfs", seed))
-    said, code = victim.rest()
-    for part in said:
-        tally.add(Tally(**part))
-    if code:
-        tally.find("wrong", f"seed {seed}, on a tmpfs: the rig itself failed (its traceback is on stderr)")
+    """The same on a tmpfs that another file fills."""
+    where = f"seed {seed}, on a tmpfs"
+    in_own_mounts(lambda part: _fill_tmpfs(folder / "tmpfs", seed, part, where), tally, where)
 
 
-def _on_tmpfs(root: Path, seed: int, channel: Channel) -> None:
+def _fill_tmpfs(root: Path, seed: int, tally: Tally, where: str) -> None:
     root.mkdir(exist_ok=True)
-    enter_own_mounts()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(root)], check=True)
-    chance, tally = random.Random(seed), Tally()
+    run("mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(root))
+    chance = random.Random(seed)
     left = chance.randrange(0, 400_000)
     filler = root / "filler"
-    where = f"seed {seed}, on a tmpfs with room for {left:,} bytes"
+    where = f"{where} with room for {left:,} bytes"
     filler.write_bytes(bytes(TMPFS_BYTES - left - (64 << 10)))
-    run = StubbornRun(QuickSystem(seed), root, seed, tally, where)
+    worker = StubbornRun(QuickSystem(seed), root, seed, tally, where)
     frees_at = chance.randint(1, ERRORS_MAX)
 
     def on_error(error: Exception) -> None:
-        if len(run.errors) >= frees_at:
+        if len(worker.errors) >= frees_at:
             filler.unlink(missing_ok=True)
 
-    _judge_run(run, on_error, partial(filler.unlink, missing_ok=True), root, seed, tally, where)
-    if run.errors:
+    _judge_run(worker, on_error, partial(filler.unlink, missing_ok=True), root, seed, tally, where)
+    if worker.errors:
         tally.faults += 1
         tally.count("a real tmpfs was full")
-    tally.trials = 0  # counted by who asked
-    channel.send(vars(tally))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,12 @@ NOTES_MAX = 24
 SECONDS_MAX = 0.004
 SECONDS_AT_START_MAX = 0.03
 """When none is awaited: a store is being made or opened."""
+
+
+Notes = list[tuple[str, str, int]]
+"""What a group says: of each commit that it has begun and that was acknowledged."""
+Work = Callable[[Path, int, dict[str, int], Channel], None]
+"""What a group does: where, with which seed, and behind which commits."""
 
 
 def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
@@ -52,10 +59,20 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
             shutil.rmtree(root)
 
 
-def kill_once(root: Path, seed: int, before: Marks, chance: random.Random, tally: Tally, where: str) -> Marks:
-    """Let a group work from where the store is, kill it, and judge; return what is durable now."""
-    victim = fork(partial(_work, root, seed, dict(before.acked)))
-    notes = [*_await(victim, chance), *victim.end()[0]]
+def kill_once(
+    root: Path,
+    seed: int,
+    before: Marks,
+    chance: random.Random,
+    tally: Tally,
+    where: str,
+    *,
+    work: Work | None = None,
+    end: Callable[[Victim], Notes] = lambda victim: victim.end()[0],
+) -> Marks:
+    """Let a group work from where the store is, end it, and judge; return what is durable now."""
+    victim = fork(partial(work or commit_for_ever, root, seed, dict(before.acked)))
+    notes = [*_await(victim, chance), *end(victim)]
     marks = Marks()
     marks.acked, marks.begun = dict(before.acked), dict(before.acked)
     for kind, lane, commit in notes:
@@ -79,10 +96,10 @@ def kill_once(root: Path, seed: int, before: Marks, chance: random.Random, tally
     return after
 
 
-def _await(victim: Victim, chance: random.Random) -> list[tuple[str, str, int]]:
+def _await(victim: Victim, chance: random.Random) -> Notes:
     """Wait for a random moment; return what was said until then."""
     notes_max = chance.choice((0, chance.randint(1, NOTES_MAX)))
-    notes = []
+    notes: Notes = []
     for _ in range(notes_max):
         message = victim.channel.receive()
         if message is None:
@@ -94,7 +111,7 @@ def _await(victim: Victim, chance: random.Random) -> list[tuple[str, str, int]]:
     return notes
 
 
-def _work(root: Path, seed: int, durable: dict[str, int], channel: Channel) -> None:
+def commit_for_ever(root: Path, seed: int, durable: dict[str, int], channel: Channel) -> None:
     """The group: a process for each lane, until they are killed. A store is made by one (row 13 has them race)."""
     lanes = list(LANES)
     if not Store(root / STORE).exists:
@@ -103,13 +120,13 @@ def _work(root: Path, seed: int, durable: dict[str, int], channel: Channel) -> N
         die_with_parent()
         lanes.reverse()
     try:
-        _commit_for_ever(root, seed, lanes[0], durable[lanes[0]], channel)
+        _commit(root, seed, lanes[0], durable[lanes[0]], channel)
     except Exception as error:  # noqa: BLE001 (whatever it is: nothing was in its way)
         channel.send(("failed", f"{lanes[0]}: {error}", 0))
     RealSystem().scheduler.sleep(SILENCE_SECONDS_MAX)
 
 
-def _commit_for_ever(root: Path, seed: int, lane: str, commit: int, channel: Channel) -> None:
+def _commit(root: Path, seed: int, lane: str, commit: int, channel: Channel) -> None:
     with Store(root / STORE, QuickSystem(seed)) as store:
         author = Author(store, seed, lambda kind, lane, commit: channel.send((kind, lane, commit)))
         while True:

@@ -7,24 +7,33 @@ this.
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
+import apsw
 import pyarrow as pa
 
+from dataflow.state import catalog, catalog_access
 from dataflow.state import store as store_module
 from dataflow.state.catalog import Catalog
+from dataflow.state.catalog_database import prepared
+from dataflow.state.frames import Frame, FrameFiles
 from dataflow.state.log import reader
 from dataflow.state.log.recovery import Listing, Recovery, recover_partition
 from dataflow.state.log.segment import GrowingSegment, IndexEntry, MappedSegment, Partition, SegmentInfo
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.records import EpochRecord
 from dataflow.state.store import Store
-from dataflow.system import Disk, FilePath
+from dataflow.system import Disk, FilePath, System
 from dataflow.system.real import RealDisk
 from dataflow.torture import pipeline_mutants as pipelines
+from dataflow.torture.mounts import why_no_disk
 from dataflow.torture.pipeline_mutants import replaced
 
 
@@ -37,6 +46,8 @@ class Mutant:
     sign: str
     """What the finding says: caught means caught for this, and not for something else."""
     plant: Callable[[], AbstractContextManager[None]]
+    skip_reason: Callable[[], str | None] = lambda: None
+    """Why the part of the row that has to catch it cannot run here."""
 
 
 def planted(name: str | None) -> AbstractContextManager[None]:
@@ -153,6 +164,16 @@ def no_parent_fsync() -> AbstractContextManager[None]:
     return replaced(store_module, "make_durable_dirs", only_make)
 
 
+def catalog_not_synced() -> AbstractContextManager[None]:
+    """SQLite leaves it to the operating system when a commit is written."""
+
+    def prepare_carelessly(connection: apsw.Connection, system: System) -> apsw.Connection:
+        list(prepared(connection, system).execute("PRAGMA synchronous = OFF"))
+        return connection
+
+    return replaced(catalog_access, "prepared", prepare_carelessly)
+
+
 def fsync_retried() -> AbstractContextManager[None]:
     """An fsync that failed is tried again, and believed."""
     sync = GrowingSegment.sync
@@ -206,6 +227,29 @@ def cut_too_much() -> AbstractContextManager[None]:
     return replaced(store_module, "recover_partition", recover)
 
 
+# ── data that are run ──
+
+
+def pickled_state() -> AbstractContextManager[None]:
+    """What steps keep comes back through pickle."""
+    read = FrameFiles.read
+
+    def unpickle(self: FrameFiles, frame: Frame) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = pickle.loads(pickle.dumps(read(self, frame)))
+        return batches
+
+    return replaced(FrameFiles, "read", unpickle)
+
+
+def evaluated_checkpoint() -> AbstractContextManager[None]:
+    """The JSON of the catalog is taken for Python."""
+
+    def evaluate(text: str | bytes) -> object:
+        return eval(text, {"true": True, "false": False, "null": None})
+
+    return replaced(catalog, "json", SimpleNamespace(dumps=json.dumps, loads=evaluate))
+
+
 # ── fences that are down ──
 
 
@@ -251,9 +295,14 @@ MUTANTS = (
     Mutant("no fsync of a segment", 4, "corrupt", no_fsync),
     Mutant("no fsync of a segment's directory", 4, "the file is missing", no_directory_fsync),
     Mutant("no fsync of a new directory's parent", 4, "the file is missing", no_parent_fsync),
+    Mutant("no fsync of a segment, and no power", 5, "corrupt", no_fsync),
+    Mutant("commits of the catalog not synced", 5, "acked", catalog_not_synced),
     Mutant("failed fsync tried again", 6, "repeated, and believed", fsync_retried),
+    Mutant("failed fsync tried again on a real disk", 6, "on a real disk", fsync_retried, partial(why_no_disk, "ext4")),
     Mutant("no checksum on read", 8, "undetected", no_checksum),
     Mutant("segment not asked where it belongs", 8, ".arrow: ", no_header_check),
+    Mutant("positions of the epoch before", 11, "copy: ", pipelines.positions_apart),
+    Mutant("stop without a commit", 12, "are read again", pipelines.stop_without_a_commit),
     Mutant("no fencing", 13, "duplicated", no_fencing),
     Mutant("barrier not aligned", 14, "seed", pipelines.barrier_not_aligned),
     Mutant("positions committed apart from state", 14, "seed", pipelines.positions_apart),
@@ -262,5 +311,9 @@ MUTANTS = (
     Mutant("rename before commit", 14, "(files)", pipelines.rename_before_commit),
     Mutant("an epoch after the one that stops", 14, "lost", pipelines.epoch_after_a_stop),
     Mutant("prepared parts taken back though nobody knows", 14, "DF0513", pipelines.aborted_though_nobody_knows),
+    Mutant("epochs counted again", 17, "the source handed out", pipelines.epochs_counted_again),
+    Mutant("row lost behind a filter", 17, "were given out", pipelines.row_lost_behind_a_filter),
+    Mutant("state through pickle", 22, "pickle.find_class", pickled_state),
+    Mutant("checkpoint evaluated", 22, "times exec", evaluated_checkpoint),
 )
 """All bugs, by the row that has to catch them."""

@@ -43,15 +43,15 @@ ROW = Row(number=13, promise="never two writers", trials_ci=200, run_plan=run_pl
 
 
 def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
-    number = first
+    done, number = 0, first
     with scratch() as folder:
         Store(folder / "store", QuickSystem(seed)).append(TOPIC, pa.table({"winner": pa.array([0], pa.int64())}))
         race = Race(folder, seed, max(2, OPENERS // lanes))
-        while reporter.goes_on(number):
+        while reporter.goes_on(done):
             chance = random.Random(f"{seed}/{lane}/{number}")
             with reporter.trial(number) as tally:
                 race.run(number, chance, tally, f"seed {seed}, lane {lane}, race {number}")
-            number += 1
+            done, number = done + 1, number + 1
         race.end()
 
 

@@ -1,6 +1,8 @@
 """Bugs planted in running pipelines: epochs, checkpoints and sinks.
 
-Caught by simulated runs (row 14), whose kills and stops come at every moment; the last two were bugs of ours.
+Most are caught by simulated runs (row 14), whose kills and stops come at every moment; prepared parts taken back, and
+an epoch after the one that stops, were bugs of ours. Stops are row 12's. Bugs of the ledger balance in each step, so
+that only who compares steps sees them (row 17).
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from dataflow.message import Barrier
+from dataflow.message import Barrier, Batch
+from dataflow.operators.base import StepCounts
 from dataflow.operators.sinks.files import FileEpoch, FileSink
 from dataflow.operators.sinks.sqlite import SqliteSink
 from dataflow.operators.sinks.staged import StagedEpoch
+from dataflow.operators.stateless import Filter
 from dataflow.runtime.commit import StoreCommitter
 from dataflow.runtime.coordinator import Coordinator
 from dataflow.runtime.epoch import Commit
@@ -122,3 +127,37 @@ def aborted_though_nobody_knows() -> AbstractContextManager[None]:
             self.sink.abort(self.handle)
 
     return replaced(SinkTask, "settle", take_back)
+
+
+def stop_without_a_commit() -> AbstractContextManager[None]:
+    """A run that was told to stop leaves at once: what is in flight is left to the next one."""
+    usual = Coordinator._commit
+
+    def commit_nothing(self: Coordinator, job: Any, acks: Any, fresh: Any, *, ended: bool) -> None:
+        if not self.stopped:
+            usual(self, job, acks, fresh, ended=ended)
+            return
+        with replaced(self.committer, "commit", lambda commit: None):
+            usual(self, job, acks, fresh, ended=ended)
+
+    return replaced(Coordinator, "_commit", commit_nothing)
+
+
+def epochs_counted_again() -> AbstractContextManager[None]:
+    """The ledger of an epoch has all rows of the run so far."""
+    return replaced(StepCounts, "since", lambda self, before: self)
+
+
+def row_lost_behind_a_filter() -> AbstractContextManager[None]:
+    """A filter counts a row as passed, and does not hand it on."""
+    usual = Filter.on_batch
+
+    def lose_one(self: Filter, batch: Batch) -> None:
+        if batch.num_rows > 1:
+            self.counts.rows_in += 1
+            self.counts.passed += 1
+            is_first = np.arange(batch.num_rows) == 0
+            batch = batch.without(is_first)
+        usual(self, batch)
+
+    return replaced(Filter, "on_batch", lose_one)

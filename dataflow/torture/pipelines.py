@@ -4,7 +4,7 @@ kinds of sinks. What it has to give follows from the number of rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,24 @@ def rows_of(partition: int, first: int, number: int) -> pa.RecordBatch:
 
 
 class Numbers:
-    """`rows` rows in two partitions, at most `rows_per_second` of them (0: as fast as they are read)."""
+    """`rows` rows in two partitions, at most `rows_per_second` of them (0: as fast as they are read).
 
-    name, schema, bounded = "numbers", SCHEMA, True
+    An endless source waits behind them. `tell` hears of each batch before it is handed out: the partition, the number
+    of its first row there, and how many rows; and, with none, where a partition is opened.
+    """
 
-    def __init__(self, rows: int, rows_per_second: float = 0.0, clock: Clock | None = None) -> None:
-        self.rows, self.rows_per_second = rows, rows_per_second
+    name, schema = "numbers", SCHEMA
+
+    def __init__(
+        self,
+        rows: int,
+        rows_per_second: float = 0.0,
+        clock: Clock | None = None,
+        *,
+        bounded: bool = True,
+        tell: Callable[[str, int, int], None] = lambda partition, first, rows: None,
+    ) -> None:
+        self.rows, self.rows_per_second, self.bounded, self.tell = rows, rows_per_second, bounded, tell
         self.clock = clock or RealSystem().clock
 
     def partitions(self) -> Sequence[str]:
@@ -56,12 +68,13 @@ class _Reader:
     def __init__(self, source: Numbers, partition: int, first: int) -> None:
         self.source, self.partition, self.first, self.next = source, partition, first, first
         self.began = source.clock.monotonic()
+        source.tell(str(partition), first, 0)
 
     def read(self, rows_max: int) -> pa.RecordBatch | flow.Idle | flow.EndOfInput:
         source = self.source
         left = source.rows // PARTITIONS - self.next
         if left <= 0:
-            return flow.EndOfInput()
+            return flow.EndOfInput() if source.bounded else flow.Idle()
         if source.rows_per_second:
             seconds = source.clock.monotonic() - self.began
             allowed = int(seconds * source.rows_per_second / PARTITIONS) - (self.next - self.first)
@@ -69,6 +82,7 @@ class _Reader:
                 return flow.Idle()
             left = min(left, allowed)
         found = rows_of(self.partition, self.next, min(left, rows_max, BATCH_ROWS))
+        source.tell(str(self.partition), self.next, found.num_rows)
         self.next += found.num_rows
         return found
 
@@ -76,7 +90,7 @@ class _Reader:
         return self.next
 
 
-def pipeline(root: Path, source: Numbers, *, all_sinks: bool = True) -> flow.Pipeline:
+def pipeline(root: Path, source: Numbers, *, all_sinks: bool = True, roll: str = "1MB") -> flow.Pipeline:
     """Windows of a second into a topic, and into Parquet files and a SQLite table below `root`."""
     rows = flow.read(source).watermark("at", delay=DELAY)
     seconds = rows.window(flow.tumbling("1s"), by="key").agg(
@@ -84,6 +98,6 @@ def pipeline(root: Path, source: Numbers, *, all_sinks: bool = True) -> flow.Pip
     )
     sinks = [seconds.write_topic("seconds")]
     if all_sinks:
-        sinks.append(seconds.write_parquet(str(root / "parts") + "/", roll="1MB"))
+        sinks.append(seconds.write_parquet(str(root / "parts") + "/", roll=roll))
         sinks.append(seconds.write_sqlite(str(root / "seconds.sqlite"), "seconds"))
     return flow.Pipeline(NAME, *sinks)

@@ -102,6 +102,22 @@ def fork(work: Callable[[Channel], None]) -> Victim:
     return Victim(pid, Channel(ours), lambda pid: os.waitpid(pid, 0)[1])
 
 
+def spawn(command: Callable[[int], list[str]], output: Path) -> Victim:
+    """Run a program in a group of its own; what it prints goes to the end of a file.
+
+    `command` gets the descriptor on which it may send messages.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.set_inheritable(True)
+    arguments = command(theirs.fileno())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    prints = [(os.POSIX_SPAWN_OPEN, number, str(output), flags, 0o600) for number in (1, 2)]
+    pid = os.posix_spawn(arguments[0], arguments, environment, setpgroup=0, file_actions=prints)
+    theirs.close()
+    return Victim(pid, Channel(ours), lambda pid: os.waitpid(pid, 0)[1])
+
+
 def _be_victim(work: Callable[[], None]) -> None:
     """Work in this forked process and leave it without the parent's clean-up."""
     code = 1
@@ -254,10 +270,10 @@ class _Lane:
             "function": function,
             "folder": str(folder),
             "mutant": plan.mutant,
-            "trials": -(-budget.trials // plan.lanes),
             "deadline": budget.deadline,
             "stop_at": plan.stop_at,
         }
+        self._trials = budget.trials // plan.lanes + (number < budget.trials % plan.lanes)
         self._keywords = {"lane": number, "lanes": plan.lanes, "seed": plan.seed, **arguments}
         self._trial = -1
         self._tally = Tally()
@@ -269,9 +285,12 @@ class _Lane:
 
     def _has_ended(self) -> bool:
         """Run one process to its end; whether the lane has come to its end with it."""
+        trials = self._trials - self._tally.trials  # those of a process that died are not made once more
+        if trials <= 0 and self._request["deadline"] is None:
+            return True
         first = self._trial + 1
         keywords = {**self._keywords, "first": first}
-        victim = self._warm.start("dataflow.torture.processes:lane", keywords=keywords, **self._request)
+        victim = self._warm.start("dataflow.torture.processes:lane", keywords=keywords, trials=trials, **self._request)
         ending = self._listen(victim.channel)
         _, code = victim.end()
         if ending == "ended":

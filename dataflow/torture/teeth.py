@@ -29,7 +29,11 @@ def row_of_mutants(rows: Sequence[int] | None = None) -> Row:
 
 
 def run_mutant(mutant: Mutant, plan: Plan, result: Result) -> None:
-    """Run the row that is meant for a mutant, and note how many cycles it took."""
+    """Run the row that is meant for a mutant, and note how many cycles it took; where it can run."""
+    reason = skip_reason(mutant)
+    if reason is not None:
+        result.skipped_parts.append(f"{mutant.name} ({reason})")
+        return
     caught = caught_by(mutant, plan)
     tally = result.tally
     tally.trials += 1
@@ -39,6 +43,11 @@ def run_mutant(mutant: Mutant, plan: Plan, result: Result) -> None:
     else:
         cycles = f"{caught.tally.trials} cycles of row {mutant.row}"
         tally.find("undetected", f"the mutant `{mutant.name}` was not caught in {cycles}", group=mutant.name)
+
+
+def skip_reason(mutant: Mutant) -> str | None:
+    """Why a mutant cannot be caught on this machine."""
+    return mutant.skip_reason() or row_by_number(mutant.row).skip_reason()
 
 
 def caught_by(mutant: Mutant, plan: Plan) -> Result:

@@ -16,6 +16,16 @@ def dies_at_the_third(reporter: Reporter, *, lane: int, lanes: int, first: int, 
                 os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def dies_at_its_second(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
+    done = 0
+    while reporter.goes_on(done):
+        with reporter.trial(first + done) as tally:
+            tally.faults += 1
+            if first == 0 and done == 1:
+                os.kill(os.getpid(), signal.SIGSEGV)
+        done += 1
+
+
 def falls_silent(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) -> None:
     for number in range(first, 2):
         with reporter.trial(number):

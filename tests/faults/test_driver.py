@@ -38,6 +38,13 @@ def test_a_rig_that_fails_is_never_taken_for_a_pass(capfd: pytest.CaptureFixture
     assert "a bug of the rig" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("trials", "lanes"), [(1, 2), (5, 2), (7, 3)])
+def test_as_many_trials_are_made_as_were_asked_for(trials: int, lanes: int) -> None:
+    plan = Plan(seed=1, lanes=lanes, trials=trials)
+    tally = run_lanes(plan, Budget(plan, 100), "tests.faults.broken_lanes:dies_at_its_second")
+    assert tally.trials == trials
+
+
 def say_and_wait(channel: Channel) -> None:
     channel.send("acknowledged")
     signal.pause()
@@ -145,6 +152,20 @@ def test_a_report_is_a_table_and_tells_what_was_not_proven(
     assert "| 3 | needs root | not proven: no root |" in said
     widths = {line.count("|") for line in said.splitlines() if line.startswith("|")}
     assert len(widths) == 1, "every line of the table has as many cells"
+
+
+def fill_and_measure(plan: Plan, budget: Budget, result: Result) -> None:
+    result.tally = tally_of({"trials": 3, "faults": 3})
+    for seconds in (0.5, 0.1, 0.25):
+        result.tally.measure("to leave", seconds)
+
+
+def test_a_report_tells_what_was_measured_behind_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_rows(monkeypatch, Row(number=12, promise="leaves", trials_ci=3, run_plan=fill_and_measure), GOOD)
+    assert main(["torture", "--report"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nRow 12, to leave: p50 0.25 s, p99 0.50 s (3).\n")
 
 
 def test_json_is_one_object_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
