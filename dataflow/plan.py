@@ -146,7 +146,7 @@ class _Planner:
         wanted = self.wanted[id(node), "out"]
         names = tuple(name for name in spec.schema.names if name in wanted)
         stage = self._stage(
-            self.workers,
+            1 if spec.source.blocking else self.workers,  # as fast with one: its reader needs a core, too
             source=node,
             columns=names,
             dictionary=_dictionary_columns(node, self.nodes) & wanted,

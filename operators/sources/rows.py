@@ -23,8 +23,9 @@ from dataflow.system import System
 
 SAMPLE_ROWS = 10_000
 """A schema that is not given is inferred from so many rows."""
-AHEAD_ROWS = 8_192
-"""As far a generator gets ahead, and as many of its rows are a unit: to make columns of them takes some 5 ms."""
+AHEAD_ROWS = 2_048
+"""As far a generator gets ahead, and as many of its rows are a unit: larger ones are a little faster, and keep epochs
+waiting."""
 SHOWN_MAX = 60
 """Characters of a value in an error."""
 _DOES_NOT_FIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
