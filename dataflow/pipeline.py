@@ -337,7 +337,7 @@ class _Run:
         committer.finish()
         job.raise_unclosed()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
-        if coordinator.stopped:
+        if stopped is not None:
             _tell_left_behind(job)
         result = self._result(job, coordinator, stopped)
         _tell_unread(result.unread, self.pipeline.name if resume.durable else None)

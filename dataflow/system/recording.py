@@ -11,9 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from dataflow.system.contract import AppendFile, Clock, Content, Disk, FilePath, Lock, Scheduler, System
+from dataflow.system.contract import AppendFile, Clock, Content, Disk, FilePath, Scheduler, System
+from dataflow.system.passing import PassingDisk
 
 if TYPE_CHECKING:
     import apsw
@@ -113,17 +112,13 @@ class RecordedAppendFile:
         self._inner.close()
 
 
-class RecordingDisk:
+class RecordingDisk(PassingDisk):
     """Passes on to `inner`; `operations` has every change that went through, in order."""
 
     def __init__(self, inner: Disk) -> None:
+        super().__init__(inner)
         self.operations: list[Operation] = []
-        self._inner = inner
         self._vfs: apsw.VFS | None = None
-
-    @property
-    def shares_memory(self) -> bool:
-        return self._inner.shares_memory
 
     def note(self, operation: Operation) -> None:
         self.operations.append(operation)
@@ -143,40 +138,10 @@ class RecordingDisk:
             self.note(Create(os.fspath(path)))
         return RecordedAppendFile(file, self.operations)
 
-    def read_bytes(self, path: FilePath) -> bytes:
-        return self._inner.read_bytes(path)
-
     def write_bytes(self, path: FilePath, data: Content, *, mode: int = 0o666) -> None:
         self._inner.write_bytes(path, data, mode=mode)
         name = os.fspath(path)
         self.operations += [Create(name), Write(name, 0, memoryview(data).tobytes()), Sync(name)]
-
-    def map(self, path: FilePath) -> pa.Buffer:
-        return self._inner.map(path)
-
-    def open_arrow(self, path: FilePath, *, memory_map: bool = True) -> pa.NativeFile:
-        return self._inner.open_arrow(path, memory_map=memory_map)
-
-    def exists(self, path: FilePath) -> bool:
-        return self._inner.exists(path)
-
-    def is_dir(self, path: FilePath) -> bool:
-        return self._inner.is_dir(path)
-
-    def size(self, path: FilePath) -> int:
-        return self._inner.size(path)
-
-    def modified_ns(self, path: FilePath) -> int:
-        return self._inner.modified_ns(path)
-
-    def stamp(self, path: FilePath) -> object:
-        return self._inner.stamp(path)
-
-    def list_dir(self, path: FilePath) -> list[str]:
-        return self._inner.list_dir(path)
-
-    def glob(self, pattern: str) -> list[str]:
-        return self._inner.glob(pattern)
 
     def rename(self, old: FilePath, new: FilePath) -> None:
         self._inner.rename(old, new)
@@ -203,9 +168,6 @@ class RecordingDisk:
     def sync_dir(self, path: FilePath) -> None:
         self._inner.sync_dir(path)
         self.note(SyncDir(os.fspath(path)))
-
-    def lock(self, path: FilePath, note: str) -> Lock:
-        return self._inner.lock(path, note)
 
     def vfs_name(self) -> str:
         name = f"dataflow-recording-{id(self)}"

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import apsw
-import pyarrow as pa
 
-from dataflow.system import AppendFile, Clock, Content, Disk, FilePath, Lock, RealSystem, Scheduler, System
+from dataflow.system import AppendFile, Clock, Content, Disk, FilePath, RealSystem, Scheduler, System
+from dataflow.system.passing import PassingDisk
 from dataflow.system.real import RealDisk
 from dataflow.system.simulated import SimulatedClock, SimulatedScheduler
 
@@ -108,11 +108,12 @@ class Refusal:
         return error
 
 
-class FaultyDisk:
+class FaultyDisk(PassingDisk):
     """A disk that asks a fault before it changes anything."""
 
     def __init__(self, inner: Disk, fault: Fault) -> None:
-        self._inner, self._fault = inner, fault
+        super().__init__(inner)
+        self._fault = fault
         self._vfs: FaultyVfs | None = None
 
     def _ask(self, kind: Kind, path: FilePath, size: int = 0) -> None:
@@ -120,17 +121,10 @@ class FaultyDisk:
         if refusal is not None:
             raise refusal.os_error(os.fspath(path))
 
-    @property
-    def shares_memory(self) -> bool:
-        return self._inner.shares_memory
-
     def open_append(self, path: FilePath, *, new: bool = False, mode: int = 0o666) -> AppendFile:
         if new or not self._inner.exists(path):
             self._ask("create", path)
         return FaultyAppendFile(self._inner.open_append(path, new=new, mode=mode), self._fault)
-
-    def read_bytes(self, path: FilePath) -> bytes:
-        return self._inner.read_bytes(path)
 
     def write_bytes(self, path: FilePath, data: Content, *, mode: int = 0o666) -> None:
         refusal = self._fault.before(Change("write", os.fspath(path), size=memoryview(data).nbytes))
@@ -138,33 +132,6 @@ class FaultyDisk:
             self._inner.write_bytes(path, memoryview(data).cast("B")[: refusal.written], mode=mode)
             raise refusal.os_error(os.fspath(path))
         self._inner.write_bytes(path, data, mode=mode)
-
-    def map(self, path: FilePath) -> pa.Buffer:
-        return self._inner.map(path)
-
-    def open_arrow(self, path: FilePath, *, memory_map: bool = True) -> pa.NativeFile:
-        return self._inner.open_arrow(path, memory_map=memory_map)
-
-    def exists(self, path: FilePath) -> bool:
-        return self._inner.exists(path)
-
-    def is_dir(self, path: FilePath) -> bool:
-        return self._inner.is_dir(path)
-
-    def size(self, path: FilePath) -> int:
-        return self._inner.size(path)
-
-    def modified_ns(self, path: FilePath) -> int:
-        return self._inner.modified_ns(path)
-
-    def stamp(self, path: FilePath) -> object:
-        return self._inner.stamp(path)
-
-    def list_dir(self, path: FilePath) -> list[str]:
-        return self._inner.list_dir(path)
-
-    def glob(self, pattern: str) -> list[str]:
-        return self._inner.glob(pattern)
 
     def rename(self, old: FilePath, new: FilePath) -> None:
         self._ask("rename", old)
@@ -190,9 +157,6 @@ class FaultyDisk:
     def sync_dir(self, path: FilePath) -> None:
         self._ask("sync_dir", path)
         self._inner.sync_dir(path)
-
-    def lock(self, path: FilePath, note: str) -> Lock:
-        return self._inner.lock(path, note)
 
     def vfs_name(self) -> str:
         name = f"dataflow-faulty-{id(self)}"

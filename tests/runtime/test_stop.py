@@ -290,3 +290,14 @@ def test_rows_of_a_generator_that_a_stop_came_too_early_for_are_told(capsys: pyt
     assert f"`gen`: {given + 1 - len(sink.rows)} rows behind the last commit" in told or (
         f"`gen`: {given - len(sink.rows)} rows behind the last commit" in told  # one more may be on its way
     )
+
+
+def test_the_first_rows_of_an_endless_generator_are_no_stop_that_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def generator() -> Iterator[tuple[int]]:
+        number = 0
+        while True:
+            yield (number,)
+            number += 1
+
+    assert flow.from_rows(generator(), {"n": "int"}).head(3).to_pydict() == {"n": [0, 1, 2]}
+    assert capsys.readouterr().err == ""
