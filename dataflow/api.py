@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 
 from dataflow.aggregates import Aggregate
-from dataflow.errors import DataflowError, NameNotFoundError, PlanError, TypeMismatchError, caller_origin, did_you_mean
+from dataflow.errors import DataflowError, NameNotFoundError, PlanError, TypeMismatchError, caller_origin
 from dataflow.event_time import duration_us
 from dataflow.expr import Column, Expr, col
+from dataflow.graph.delivery import check_delivery, known_delivery
 from dataflow.graph.nodes import Node, Port, make_node
 from dataflow.operators import base
 from dataflow.operators.base import AT_LEAST_ONCE, EXACTLY_ONCE, SinkContext, SinkSpec, SourceSpec, SplitSource
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 Duration = str | timedelta
 FilePaths = str | PathLike[str] | Sequence[str | PathLike[str]]
 SchemaLike: TypeAlias = pa.Schema | dict[str, Any] | type | None
-DELIVERIES = ("exactly_once", "at_least_once")
 
 
 class Stream:
@@ -334,7 +334,7 @@ class Stream:
             lambda context: SqliteSink(target, _named_context(context, spec)),
             guarantee=EXACTLY_ONCE,
             all_or_nothing=True,
-            delivery=_delivery(delivery),
+            delivery=known_delivery(delivery),
             target=(target.path, table, target.key),
             place=(os.path.abspath(target.path), table.lower()),  # SQLite does not tell names by their case
         )
@@ -366,7 +366,7 @@ class Stream:
             "callback",
             lambda context: CallbackSink(fn, _named_context(context, spec)),
             guarantee=AT_LEAST_ONCE,
-            delivery=_delivery(delivery),
+            delivery=known_delivery(delivery),
         )
         return self._sink(spec)
 
@@ -400,7 +400,7 @@ class Stream:
             lambda context: FileSink(target, _named_context(context, spec)),
             guarantee=EXACTLY_ONCE,
             all_or_nothing=True,
-            delivery=_delivery(delivery),
+            delivery=known_delivery(delivery),
             target=(target.path, mode, target.partition_by),
             place=() if target.is_directory else (os.path.abspath(target.path),),
         )
@@ -417,8 +417,6 @@ class Stream:
         return self._sink(SinkSpec("", "console", make))
 
     def _sink(self, spec: SinkSpec) -> StreamSink:
-        from dataflow.plan import check_delivery
-
         node = make_node(spec, self._port)
         check_delivery([node], has_store=True)  # what no run can keep fails here
         return StreamSink(node)
@@ -605,18 +603,6 @@ def _length_us(value: Duration, what: str) -> int:
 
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _delivery(asked: str | None) -> str | None:
-    if asked is None or asked in DELIVERIES:
-        return asked
-    near = did_you_mean(str(asked), DELIVERIES)
-    raise NameNotFoundError(
-        f"there is no delivery {asked!r} (deliveries: {', '.join(DELIVERIES)})",
-        code="DF0506",
-        help=f"did you mean {near!r}?" if near else "leave it out for the best that the ends of the pipeline allow",
-        origin=caller_origin(),
-    )
 
 
 def _named_context(context: SinkContext, spec: SinkSpec) -> SinkContext:

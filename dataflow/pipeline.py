@@ -7,6 +7,7 @@ system's own again. In a store a run goes on where the last one left off, and af
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from dataflow.errors import CloseError, DataflowError, PlanError, ProgramError, RunError, caller_origin
 from dataflow.event_time import duration_us
+from dataflow.graph.delivery import check_delivery, check_sources, delivery_line, known_delivery
 from dataflow.graph.nodes import Node, graph_hash, in_order, state_hash
 from dataflow.operators.base import SinkSpec, SourceSpec
 from dataflow.runtime.unread import UnreadRows, topic_of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dataflow.state.records import PipelineState
     from dataflow.state.store import Store
 
+LOG = logging.getLogger("dataflow")
 WORKERS_MAX = 128
 """There are 128 key groups: more workers would have none."""
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 1.0, 60.0
@@ -116,6 +119,7 @@ class Pipeline:
         store: Store | str | PathLike[str] | None = None,
         workers: int | None = None,
         checkpoint_interval: Duration = "1s",
+        delivery: str | None = None,
         until: str | None = None,
         restarts: int = 0,
         restart: bool = False,
@@ -126,6 +130,9 @@ class Pipeline:
         With `store` (a directory or a `flow.Store`) results and progress are committed there together, once every
         `checkpoint_interval`; a later run with the same store goes on where the last commit left it, also with another
         number of `workers` (threads; by default one for each core).
+
+        `delivery` ("exactly_once" or "at_least_once") is asked of each sink that does not say its own; where a link
+        cannot keep it, the run is refused. Without, each row arrives as often as `explain` tells.
 
         `until="head"` reads what is there now, commits and returns with windows open: the next run goes on with what
         has come since. After a failure the run begins again from the last commit up to `restarts` times, after 1, 2,
@@ -153,6 +160,7 @@ class Pipeline:
             )
         run = _Run(self, system, _workers(workers, system), interval_seconds, store)
         run.to_head, run.restarts, run.restart = until == "head", restarts, restart
+        run.delivery = known_delivery(delivery)
         return run.go()
 
 
@@ -211,6 +219,7 @@ class _Run:
         self.interval_seconds, self.given_store, self.reads_only = interval_seconds, store, reads_only
         self.to_head = self.restart = self.was_stopped = False
         self.restarts = 0
+        self.delivery: str | None = None
         self.enough: Callable[[], bool] = lambda: False
         self.began = system.clock.monotonic()
 
@@ -274,9 +283,9 @@ class _Run:
         return Program(self.pipeline.name, graph_hash(nodes), state_hash(nodes), schemas)
 
     def _require_store(self) -> None:
-        from dataflow.plan import check_delivery
-
-        check_delivery(self.pipeline.nodes, has_store=self.given_store is not None)
+        check_delivery(self.pipeline.nodes, has_store=self.given_store is not None, asked=self.delivery)
+        if self.given_store is not None:
+            check_sources(self.pipeline.nodes, self.delivery)
         for node in self.pipeline.nodes:
             if isinstance(node.spec, SinkSpec) and node.spec.needs_store and self.given_store is None:
                 raise PlanError(
@@ -316,6 +325,8 @@ class _Run:
             resume=resume,
             to_head=self.to_head,
         )
+        if not self.reads_only:
+            LOG.info("delivery: %s", delivery_line(self.pipeline.nodes, has_store=resume.durable))
         with TunedProcess():
             try:
                 signals.stop_with(coordinator.give_up if self.reads_only else coordinator.stop)

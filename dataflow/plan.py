@@ -14,12 +14,11 @@ from enum import Enum, auto
 from typing import cast
 
 from dataflow.errors import PlanError
+from dataflow.graph.delivery import delivery_text
 from dataflow.graph.nodes import Node, Port, check_names, check_places, in_order
 from dataflow.graph.render import graph_text
 from dataflow.operators.accumulators import AggregateSet
 from dataflow.operators.base import (
-    EXACTLY_ONCE,
-    OWN_GUARANTEE,
     Operator,
     OperatorContext,
     SinkSpec,
@@ -343,51 +342,8 @@ def explain(name: str, plan: Plan) -> str:
     stages = "\n".join(_stage_text(stage) for stage in plan.stages)
     return (
         f"pipeline {name}\n\nsteps\n{graph_text(plan.nodes)}\n\n"
-        f"stages ({plan.workers} worker{'s' if plan.workers > 1 else ''})\n{stages}\n\n{_delivery_text(plan)}"
+        f"stages ({plan.workers} worker{'s' if plan.workers > 1 else ''})\n{stages}\n\n{delivery_text(plan.nodes)}"
     )
-
-
-def _delivery_text(plan: Plan) -> str:
-    sinks = [(node, node.spec) for node in plan.nodes if isinstance(node.spec, SinkSpec)]
-    if all(spec.needs_store for _, spec in sinks):
-        return "delivery: each epoch is one commit of the store"
-    if all(spec.guarantee == OWN_GUARANTEE for _, spec in sinks):
-        return "delivery: what a sink makes of each epoch; only topics of the run's store commit with it"
-    return "delivery\n" + "\n".join(f"  {spec.describe()}: {_promise_text(node, spec)}" for node, spec in sinks)
-
-
-def _promise_text(node: Node, spec: SinkSpec) -> str:
-    if spec.needs_store:
-        return "each epoch is one commit of the store"
-    if spec.guarantee == OWN_GUARANTEE:
-        return OWN_GUARANTEE
-    alone = "all rows or none" if spec.promise(False, node.type.bounded) else "no restart"
-    return f"{spec.guarantee} with a store; without one {alone}"
-
-
-def check_delivery(sinks: Sequence[Node], *, has_store: bool) -> None:
-    """Refuse a delivery that was asked for and that some link cannot keep."""
-    for node in sinks:
-        spec = node.spec
-        if not isinstance(spec, SinkSpec) or spec.delivery is None:
-            continue
-        promise = spec.promise(has_store, node.type.bounded)
-        if promise is None or (spec.delivery == "exactly_once" and promise != EXACTLY_ONCE):
-            raise _no_such_delivery(spec, has_store).at(node.origin)
-
-
-def _no_such_delivery(spec: SinkSpec, has_store: bool) -> PlanError:
-    asked, name = spec.delivery, spec.describe()
-    if spec.guarantee == OWN_GUARANTEE:
-        reason, help = "nobody knows what this sink does", "leave `delivery` out"
-    elif asked == "exactly_once" and spec.guarantee != EXACTLY_ONCE:
-        reason = f"this sink gets each row {spec.guarantee}"
-        help = "leave `delivery` out; the epoch that comes with the rows tells what has been there already"
-    else:
-        assert not has_store
-        reason = "without a store a run that was stopped cannot go on"
-        help = 'say where the store is: `.run(store="run/store")`, or `--store run/store` on the command line'
-    return PlanError(f'{name}: delivery="{asked}" cannot be kept: {reason}', code="DF0506", help=help)
 
 
 def _shared_by(stage: StagePlan) -> str:

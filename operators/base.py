@@ -122,6 +122,11 @@ class SplitSource(Protocol):
         ...
 
     @property
+    def gives_rows_once(self) -> bool:
+        """True when a row that it has given can never be had again: it has no positions to go on from."""
+        ...
+
+    @property
     def knows_times(self) -> bool:
         """True when it may know between which times rows lie without decoding them (`ReadRequest.times`)."""
         ...

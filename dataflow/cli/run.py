@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import sys
 import threading
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     except _TerminatedError:
         print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
         return EXIT_CUT_SHORT
+    _show_log()
     try:
         result = pipeline.run(
             store=arguments.store,
@@ -87,6 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     elif not result.already_finished:  # the run itself has told of that
         print(_summary(pipeline.name, result), file=sys.stderr)
     return exit_code(result.stopped, bounded=result.bounded)
+
+
+def _show_log() -> None:
+    """What runs have to say on their way goes to stderr, as it is."""
+    log = logging.getLogger("dataflow")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [logging.StreamHandler()]
 
 
 class _TerminatedError(BaseException):

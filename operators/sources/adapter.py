@@ -24,6 +24,7 @@ from dataflow.system import System
 class UserSource:
     """Wraps an object that fulfils the `Source` protocol; its readers are opened when a run starts."""
 
+    gives_rows_once = False
     knows_times = False
 
     def __init__(self, source: Source, name: str | None = None) -> None:

@@ -25,6 +25,7 @@ class ArrowSource:
     """Reads a table, a batch, a frame that gives Arrow data (Polars, pandas), or once a `RecordBatchReader`."""
 
     bounded = True
+    gives_rows_once = False
     knows_times = False
 
     def __init__(self, data: object, name: str | None = None) -> None:

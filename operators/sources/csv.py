@@ -43,6 +43,7 @@ class CsvSource:
 
     bounded = True
     blocking = False
+    gives_rows_once = False
     knows_times = False
 
     def __init__(

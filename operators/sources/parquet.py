@@ -42,6 +42,7 @@ class ParquetSource:
 
     bounded = True
     blocking = False
+    gives_rows_once = False
     knows_times = True
 
     def __init__(

@@ -46,6 +46,7 @@ class RowsSource:
         self.name = name or "rows"
         self.rows = rows
         self.blocking = not isinstance(rows, Sequence)
+        self.gives_rows_once = iter(rows) is rows
         self._schema = self._inferred() if schema is None else to_schema(schema)
         self._names = frozenset(self._schema.names)
         self._is_read = False
@@ -82,7 +83,7 @@ class RowsSource:
             return
         rows = iter(self.rows)
         self._first = first
-        if rows is self.rows:
+        if self.gives_rows_once:
             self._require_unread()
         else:  # something that can be iterated again gives the same rows again
             rows = islice(rows, first, None)

@@ -31,6 +31,7 @@ class TopicSource:
     """
 
     blocking = False
+    gives_rows_once = False
     knows_times = False
 
     def __init__(

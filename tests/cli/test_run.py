@@ -22,6 +22,7 @@ def test_a_program_runs_into_a_topic_that_can_be_read_back(cli: Cli, program: Pr
     program(programs.WORDS)
     ran = cli("run", "program.py", "--store", "store", "--workers", "2")
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    assert ran.stderr.startswith("delivery: topic words: exactly once\n"), "what each sink gets is said at the start"
     assert "words: 3 rows in, 3 rows out" in ran.stderr
 
     read = cli("log", "cat", "words", "--store", "store", "--json")

@@ -663,3 +663,25 @@ def test_delivery_is_told_and_what_cannot_be_kept_is_refused(tmp_path: Path) -> 
     callback = stream().write_callback(print, delivery="at_least_once")
     with pytest.raises(PlanError, match=r"callback print: .*without a store"):
         flow.Pipeline("p", callback).run()
+
+
+def test_a_delivery_of_the_run_is_asked_of_each_sink_and_of_the_sources(tmp_path: Path) -> None:
+    def job(rows: flow.Stream, **options: Any) -> flow.Pipeline:
+        return flow.Pipeline("p", rows.write_csv(tmp_path / "out.csv", name="out", **options))
+
+    generator = flow.from_rows(({"n": n} for n in range(3)), {"n": "int"}, name="gen")
+    with pytest.raises(PlanError, match="`gen` is a generator, and its rows behind the last commit are lost") as caught:
+        job(generator).run(store=tmp_path / "s", delivery="at_least_once")
+    assert caught.value.code == "DF0506"
+    with pytest.raises(PlanError, match="`gen` is a generator"):
+        job(generator, delivery="exactly_once").run(store=tmp_path / "s")
+    assert "  rows of `gen` that a killed run has not committed are lost" in job(generator).explain()
+    with pytest.raises(PlanError, match="nobody knows what this sink does"):
+        flow.Pipeline("p", stream().print()).run(store=tmp_path / "s", delivery="exactly_once")
+    with pytest.raises(DataflowError, match="there is no delivery 'exactly-once'") as caught_name:
+        job(stream()).run(delivery="exactly-once")
+    assert "did you mean 'exactly_once'?" in str(caught_name.value)
+    job(stream()).run(store=tmp_path / "s", delivery="exactly_once")
+    (tmp_path / "out.csv").unlink()
+    job(generator, delivery="exactly_once").run()  # all rows or none
+    assert (tmp_path / "out.csv").read_text() == "n\n0\n1\n2\n"
