@@ -36,7 +36,9 @@ from dataflow.torture.pipeline_mutants import replaced
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, Refusal, closing_quietly
 
-STORE, INPUT, FILES, TABLE = "/home/store", "/home/input", "/home/files", "/home/table.sqlite"
+STORE, INPUT, FILES, DATABASE = "/home/store", "/home/input", "/home/files", "/home/tables.sqlite"
+TABLES = {"table": "windows", "other table": "rows_read"}
+"""In the database, by the names of their sinks."""
 NAME = "simulated"
 FAULTS_MAX = 4
 RUNS_MAX = 12
@@ -169,9 +171,11 @@ def content(system: SimulatedSystem) -> Content:
     if disk.exists(FILES):
         parts = [disk.read_bytes(path).decode().splitlines()[1:] for path in disk.glob(f"{FILES}/*.csv")]
         found["(files)"] = sorted((line,) for part in parts for line in part)
-    if disk.exists(TABLE):
-        with closing(apsw.Connection(TABLE, vfs=disk.vfs_name())) as connection:
-            found["(table)"] = sorted(connection.execute("SELECT * FROM windows"), key=repr)
+    if disk.exists(DATABASE):
+        with closing(apsw.Connection(DATABASE, vfs=disk.vfs_name())) as connection:
+            for name, table in TABLES.items():
+                if connection.table_exists(None, table):
+                    found[f"({name})"] = sorted(connection.execute(f"SELECT * FROM {table}"), key=repr)
     return found
 
 
@@ -346,7 +350,8 @@ class Job:
         if self.writes_files:
             sinks.append(made.write_csv(f"{FILES}/", roll="2KB").named("files"))
         if self.writes_table:
-            sinks.append(made.write_sqlite(TABLE, "windows").named("table"))
+            sinks.append(made.write_sqlite(DATABASE, TABLES["table"]).named("table"))
+            sinks.append(rows.write_sqlite(DATABASE, TABLES["other table"]).named("other table"))
         return flow.Pipeline(NAME, *sinks)
 
 
