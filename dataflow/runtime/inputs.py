@@ -176,9 +176,13 @@ class MergedInput(StatelessInput):
         self._next = 0
         self._sent_us: int = TIME_MIN_US
         self._last = 0
+        self._barrier: Barrier | None = None
+        """It comes after the watermark that was handed on last."""
 
     def poll(self) -> Message | None:
         """The next message of any channel; None when none has one."""
+        if (barrier := self._due_barrier()) is not None:
+            return barrier
         for _ in range(len(self.channels)):
             number = self._next
             self._next = (number + 1) % len(self.channels)
@@ -210,7 +214,16 @@ class MergedInput(StatelessInput):
             return End(all(end.flush for end in ends), all(end.flush or end.at_head for end in ends))
         barrier = next((one for one in self._blocked if one is not None), None)
         aligned = self._aligned(barrier) if barrier is not None else None
-        return aligned if aligned is not None else (self._watermark() if message.flush else None)
+        watermark = self._watermark() if message.flush else None
+        if watermark is None:
+            return aligned
+        # The end came before the barrier: other tasks may have seen it so, and all have to be at one watermark there.
+        self._barrier = aligned
+        return watermark
+
+    def _due_barrier(self) -> Barrier | None:
+        barrier, self._barrier = self._barrier, None
+        return barrier
 
     def _aligned(self, barrier: Barrier) -> Barrier | None:
         """The barrier, once every channel has brought it or has ended."""
@@ -254,6 +267,8 @@ class OrderedInput(MergedInput):
         self._reached = [-1] * len(channels)
 
     def poll(self) -> Message | None:
+        if (barrier := self._due_barrier()) is not None:
+            return barrier
         for group in self._groups:
             for number in group:
                 made = self._take_controls(number)

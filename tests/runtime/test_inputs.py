@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dataflow.message import DERIVED, Batch, End, Watermark
+from dataflow.message import DERIVED, Barrier, Batch, End, Watermark
 from dataflow.operators.base import EventTime, StreamType
 from dataflow.runtime import inputs
 from dataflow.runtime.channel import Channel
-from dataflow.runtime.inputs import TimeOrderedInput
+from dataflow.runtime.inputs import MergedInput, OrderedInput, TimeOrderedInput
 
 KIND = StreamType(pa.schema({"k": pa.int64(), "end": pa.timestamp("us")}), EventTime("end", 1), order_keys=("k",))
 
@@ -71,3 +71,21 @@ def test_a_batch_whose_key_was_replaced_is_no_longer_known_to_be_in_order() -> N
     assert made.slice(1, 1).in_order == made.filter(pa.array([True, False]), 1).in_order == ("k",)
     assert made.with_columns({**made.columns, "k": pa.array([9, 1])}).in_order is None
     assert made.take(np.array([1, 0])).in_order is None
+
+
+@pytest.mark.parametrize("kind", ["merged", "in sequence"])
+@pytest.mark.parametrize("end_first", [True, False])
+def test_a_barrier_finds_the_same_watermark_whether_the_end_of_another_channel_came_before_or_after_it(
+    channels: list[Channel], kind: str, end_first: bool
+) -> None:
+    """Tasks of a step see them in either order; what they keep at the barrier has to fit together."""
+    source = MergedInput(channels) if kind == "merged" else OrderedInput(channels, ["a", "b"])
+    channels[0].put(Watermark(20))
+    channels[1].put(Watermark(10))
+    found = [source.poll()]
+    late: tuple[tuple[Channel, Barrier | End], ...] = ((channels[1], End(flush=True)), (channels[0], Barrier(7)))
+    for channel, message in late if end_first else late[::-1]:
+        channel.put(message)
+        while (made := source.poll()) is not None:
+            found.append(made)
+    assert found == [Watermark(10), Watermark(20), Barrier(7)]
