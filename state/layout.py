@@ -135,12 +135,22 @@ def check_is_free(disk: Disk, layout: Layout) -> None:
         )
     others = sorted(set(disk.list_dir(layout.root)) - CATALOG_FILES)
     if "topics" in others:
-        raise StoreError(
-            f"the store {layout.root} has topics but no catalog.db: its only index is gone; nothing was changed",
-            help="restore catalog.db (with catalog.db-wal, if there is one) from a backup; topics/ still has the rows",
-        )
+        raise _index_gone(layout, "but no catalog.db")
     if others:
         raise StoreError(
             f"{layout.root} is not a store: it has other files ({', '.join(others[:3])}); nothing was changed",
             help="name a directory that is empty or does not exist yet",
         )
+
+
+def check_is_unfinished(disk: Disk, layout: Layout) -> None:
+    """Raise unless an empty catalog can be one whose making was cut off: nothing else is made before it."""
+    if not set(disk.list_dir(layout.root)) <= CATALOG_FILES:
+        raise _index_gone(layout, "and a catalog.db with nothing in it")
+
+
+def _index_gone(layout: Layout, what: str) -> StoreError:
+    return StoreError(
+        f"the store {layout.root} has topics {what}: its only index is gone; nothing was changed",
+        help="restore catalog.db (with catalog.db-wal, if there is one) from a backup; topics/ still has the rows",
+    )

@@ -19,7 +19,14 @@ import pyarrow as pa
 from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
 from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
-from dataflow.state.layout import Layout, check_is_free, check_pipeline_name, check_topic_name, make_durable_dirs
+from dataflow.state.layout import (
+    Layout,
+    check_is_free,
+    check_is_unfinished,
+    check_pipeline_name,
+    check_topic_name,
+    make_durable_dirs,
+)
 from dataflow.state.log.reader import TopicReader, fit
 from dataflow.state.log.recovery import Listing, recover_partition
 from dataflow.state.log.segment import IndexEntry, Partition
@@ -268,6 +275,7 @@ class Store:
                 try:
                     self._opened = Catalog(self.system, self._layout)
                 except UnfinishedCatalogError:
+                    check_is_unfinished(self.system.disk, self._layout)
                     return None
                 self._reader = TopicReader(self.system, self._layout.root, self._opened.store_id)
             return self._opened

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -217,13 +217,23 @@ class SqliteSink(StagedSink):
             if not self.has_store:
                 self._insert(connection, batches)
                 return
-            name = (self.context.pipeline, self.context.name, epoch.history)
             connection.execute(_EPOCHS_SQL)
-            known = f"SELECT epoch FROM {EPOCHS_TABLE} WHERE pipeline = ? AND sink = ? AND history = ? AND epoch >= ?"
-            if list(connection.execute(known, (*name, epoch.epoch))):
+            if self._applied_epoch(connection, epoch.history) >= epoch.epoch:
                 return
             self._insert(connection, batches)
-            connection.execute(f"INSERT OR REPLACE INTO {EPOCHS_TABLE} VALUES (?, ?, ?, ?)", (*name, epoch.epoch))
+            row = (self.context.pipeline, self.context.name, epoch.history, epoch.epoch)
+            connection.execute(f"INSERT OR REPLACE INTO {EPOCHS_TABLE} VALUES (?, ?, ?, ?)", row)
+
+    def applied_epoch(self, history: str) -> int:
+        if not self._is_there:
+            return 0
+        with self._telling(), closing(self._connect()) as connection:
+            return self._applied_epoch(connection, history) if connection.table_exists(None, EPOCHS_TABLE) else 0
+
+    def _applied_epoch(self, connection: apsw.Connection, history: str) -> int:
+        sql = f"SELECT max(epoch) FROM {EPOCHS_TABLE} WHERE pipeline = ? AND sink = ? AND history = ?"
+        name = (self.context.pipeline, self.context.name, history)
+        return int(connection.execute(sql, name).fetchall()[0][0] or 0)
 
     def _insert(self, connection: apsw.Connection, batches: Iterable[pa.RecordBatch]) -> None:
         sql = self.target.insert_sql

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from dataflow.errors import ConnectorError
 from dataflow.operators.base import SinkContext
 
 STAGED_BYTES_MAX = 4 << 20
@@ -61,10 +62,15 @@ class StagedSink:
         """Write the rows of an epoch, unless the target has them already."""
         raise NotImplementedError
 
+    def applied_epoch(self, history: str) -> int:
+        """The last epoch of a history whose rows the target has; 0 for none, or when it does not say."""
+        return 0
+
     def recover(self, handle: object) -> None:
         """Hand over what an earlier run has committed and perhaps not handed over."""
         if handle is not None:
             last = StagedEpoch.of(handle)
+            self._require_not_ahead(last)
             self._history, self._epoch = last.history, last.epoch
             self._apply(last)
 
@@ -98,6 +104,18 @@ class StagedSink:
         """The run is over."""
         if not self.has_store:
             self.staging.drop()
+
+    def _require_not_ahead(self, last: StagedEpoch) -> None:
+        """The target has an epoch after the store's commit of it. If it has a later one, the store is an older copy,
+        whose next epochs would pass for those that the target has."""
+        found = self.applied_epoch(last.history)
+        if found > last.epoch:
+            raise ConnectorError(
+                f"{self.context.name} has the rows of epoch {found} of pipeline `{self.context.pipeline}`, and the "
+                f"store of this run is at {last.epoch}: it is an older copy; nothing was changed",
+                code="DF0516",
+                help="put the newer store back; or give the pipeline another name, and it begins at the inputs' start",
+            )
 
     def _apply(self, epoch: StagedEpoch) -> None:
         if epoch == self._applied:

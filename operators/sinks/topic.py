@@ -89,13 +89,19 @@ class OtherStoreSink(StagedSink):
         self._lock: Lock | None = None
         """Of the name under which the other store keeps the epochs."""
 
+    def applied_epoch(self, history: str) -> int:
+        known = self.store.pipeline(self._name(history)) if self.store.exists else None
+        return 0 if known is None else known.epoch
+
+    def _name(self, history: str) -> str:
+        return f"{self.context.pipeline}/{self.context.name}/{history}"
+
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
         from dataflow.state.records import EpochRecord
 
-        name = f"{self.context.pipeline}/{self.context.name}/{epoch.history}"
+        name = self._name(epoch.history)
         self._lock = self._lock or self.store.lock_pipeline(name)
-        known = self.store.pipeline(name)
-        if known is not None and known.epoch >= epoch.epoch:
+        if self.applied_epoch(epoch.history) >= epoch.epoch:
             return
         record = EpochRecord(pipeline=name, epoch=epoch.epoch, finished=False, graph_hash="")
         try:

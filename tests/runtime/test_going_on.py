@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 
 import dataflow as flow
 from dataflow import col, count
-from dataflow.errors import PlanError, RunError
+from dataflow.errors import ConnectorError, PlanError, RunError
 from dataflow.operators.base import ReadRequest
 from dataflow.operators.sources.parquet import ParquetSource
 from dataflow.system import RealSystem
@@ -447,3 +448,30 @@ def test_a_signal_that_comes_while_the_coordinator_looks_is_not_overwritten() ->
     coordinator.begin(cast(Job, job))
     coordinator.turn(cast(Job, job))
     assert coordinator.stop_asked
+
+
+@pytest.mark.parametrize("target", ["table", "topic"])
+def test_an_older_copy_of_the_store_is_refused_by_what_is_ahead_of_it(tmp_path: Path, target: str) -> None:
+    """Its next epochs have numbers that the target knows already: their rows would pass for those that it has."""
+    inputs, store, copy = tmp_path / "in", tmp_path / "store", tmp_path / "copy"
+    inputs.mkdir()
+
+    def run(first: int, until: int) -> None:
+        text = "".join(f"{n}\n" for n in range(first, until))
+        (inputs / f"{first:04}.csv").write_text(f"n\n{text}")
+        rows = flow.read_csv(f"{inputs}/*.csv", schema={"n": "int64"})
+        sink = (
+            rows.write_sqlite(tmp_path / "o.db", "t")
+            if target == "table"
+            else rows.write_topic("t", store=tmp_path / "o")
+        )
+        flow.Pipeline("job", sink).run(store=store, until="head")
+
+    run(0, 10)
+    shutil.copytree(store, copy)
+    run(10, 20)
+    shutil.rmtree(store)
+    copy.rename(store)
+    with pytest.raises(ConnectorError, match="older copy") as caught:
+        run(20, 30)
+    assert caught.value.code == "DF0516"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import stat
 import subprocess
 import sys
@@ -486,3 +487,14 @@ def test_importing_the_store_imports_neither_sqlite_nor_arrows_compute() -> None
     code = "import sys, dataflow.state.store; print({'apsw', 'pyarrow.compute', 'sqlite3'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout == "set()\n"
+
+
+def test_a_catalog_that_was_emptied_is_not_taken_for_a_new_store(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        store.append("t", pa.table({"n": [1, 2]}))
+    for path in (tmp_path / "s").glob("catalog.db*"):
+        os.truncate(path, 0)
+    with pytest.raises(StoreError, match="its only index is gone"):
+        Store(tmp_path / "s").append("t", pa.table({"n": [3]}))
+    with pytest.raises(StoreError, match="its only index is gone"):
+        Store(tmp_path / "s").topics()
