@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -63,10 +64,9 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    try:
-        with _terminated_early():
-            pipeline = load_pipeline(arguments.program)
-    except _TerminatedError:
+    with _early_stop() as early:
+        pipeline = load_pipeline(arguments.program)
+    if early.is_asked:
         print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
         return EXIT_CUT_SHORT
     _show_log()
@@ -99,24 +99,32 @@ def _show_log() -> None:
     log.handlers = [logging.StreamHandler()]
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM has come; not an Exception, which the user's program might take for one of its own."""
+@dataclass
+class _EarlyStop:
+    """Whether SIGTERM has come before there was a run to stop."""
+
+    is_asked: bool = False
 
 
 @contextmanager
-def _terminated_early() -> Iterator[None]:
-    """SIGTERM ends what is done inside by _TerminatedError; the second one ends the process."""
+def _early_stop() -> Iterator[_EarlyStop]:
+    """SIGTERM is noted while a program is loaded; the second one ends the process.
+
+    It is not raised where it comes: a program may take any exception for one of its own, and an import that is left in
+    the middle may leave a lock behind.
+    """
+    early = _EarlyStop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield early
         return
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
-        raise _TerminatedError
+        early.is_asked = True
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, note)
     try:
-        yield
+        yield early
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -159,7 +159,9 @@ def test_a_signal_commits_and_leaves(tmp_path: Path, cli: Cli, program: Program,
 TERMINATE = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
 
 
-@pytest.mark.parametrize("body", [TERMINATE, f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept Exception: pass"])
+@pytest.mark.parametrize(
+    "body", [TERMINATE, f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept BaseException: pass"]
+)
 def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
     tmp_path: Path, cli: Cli, program: Program, body: str
 ) -> None:
