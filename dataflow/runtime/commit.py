@@ -142,7 +142,7 @@ class StoreCommitter:
     def resume(self, state: PipelineState | None, *, restart: bool = False) -> Resume:
         """Where a run goes on from; `restart` begins at the inputs' start."""
         if self.store is None:
-            return Resume(run=self._new_name())
+            return Resume(run=self._new_name(self.system.clock.wall_us() // 1_000_000))
         self._close()
         self._files = files = self.store.frames(state, self.program.name)
         self._unread = UnreadTopics(self.store, self.program.name)
@@ -156,7 +156,7 @@ class StoreCommitter:
         return Resume(
             durable=True,
             epoch=state.epoch if state is not None else 0,
-            run=self._new_name(),
+            run=self._new_name(state.epoch + 1 if state is not None else 1),
             positions=cast(Mapping[str, Mapping[str, Position]], checkpoint.get("sources", {}) if is_kept else {}),
             states={
                 name: SavedState(values, [_piece(files, one) for one in frames if one.owner == f"state {name}"])
@@ -173,8 +173,9 @@ class StoreCommitter:
         owner = f"sink {sink}"
         return Staging(self._files, owner, schema, [frame for frame in frames if frame.owner == owner])
 
-    def _new_name(self) -> str:
-        return f"{self.system.chance.getrandbits(RUN_BITS):0{RUN_BITS // 4}x}"
+    def _new_name(self, number: int) -> str:
+        """The names of later runs sort behind, as their files are to be read."""
+        return f"{number:012}-{self.system.chance.getrandbits(RUN_BITS):0{RUN_BITS // 4}x}"
 
     # ── epochs ──
 

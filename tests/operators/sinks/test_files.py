@@ -685,3 +685,13 @@ def test_a_delivery_of_the_run_is_asked_of_each_sink_and_of_the_sources(tmp_path
     (tmp_path / "out.csv").unlink()
     job(generator, delivery="exactly_once").run()  # all rows or none
     assert (tmp_path / "out.csv").read_text() == "n\n0\n1\n2\n"
+
+
+def test_parts_of_later_runs_are_read_behind_those_of_earlier_ones(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"in{number:02}.csv").write_text("n\n" + "".join(f"{number * 100 + n}\n" for n in range(100)))
+        rows = flow.read_csv(f"{tmp_path}/in*.csv", schema={"n": "int64"})
+        job = flow.Pipeline("job", rows.write_csv(f"{tmp_path}/out/", roll="256B"))
+        job.run(store=tmp_path / "s", until="head", workers=1 + number % 2)
+    read = flow.read_csv(f"{tmp_path}/out/*.csv", schema={"n": "int64"}).collect()
+    assert read["n"].to_pylist() == list(range(1_200))
