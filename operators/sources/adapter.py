@@ -7,6 +7,7 @@ name, and not by a kernel far behind it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -55,6 +56,11 @@ class UserSource:
         how many rows of the partition before it."""
         name = self.partitions(request)[partition]
         before, skipped, first = _read_position(position)
+        if before is None and first and not skipped:
+            sys.stderr.write(
+                f"source `{self.name}` does not say where it was (its position is None), and is opened anew: what it "
+                f"gave before ({first} rows of {name!r}) comes once more if it gives it again\n"
+            )
         reader = self.source.open(name, before)
         if not isinstance(reader, SourceReader):
             raise self._broken(

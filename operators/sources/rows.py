@@ -7,6 +7,7 @@ fit is converted again value by value, until the first that fails is known.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -85,6 +86,11 @@ class RowsSource:
         self._first = first
         if self.gives_rows_once:
             self._require_unread()
+            if first:
+                sys.stderr.write(
+                    f"`{self.name}` is a generator, and {first} rows of it were read before: it goes on with whatever "
+                    "it gives now, which must not be those rows again\n"
+                )
         else:  # something that can be iterated again gives the same rows again
             rows = islice(rows, first, None)
         self._pump = Pump(rows, lambda: min(AHEAD_ROWS, request.unit_rows()), request.system, self.name)

@@ -183,3 +183,12 @@ def test_what_is_no_source_is_refused() -> None:
         UserSource([])  # type: ignore[arg-type]
     with pytest.raises(TypeMismatchError, match="read needs a source, got the class Given"):
         UserSource(Given)  # type: ignore[arg-type]
+
+
+def test_a_source_without_positions_says_that_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    source = UserSource(Given({"p": [batch(1, 2)]}))
+    list(source.splits(0, request(source), [None, 0, 2]))
+    assert "does not say where it was" in capsys.readouterr().err
+    list(source.splits(0, request(source), None))
+    list(source.splits(0, request(source), [3, 0, 2]))
+    assert capsys.readouterr().err == ""

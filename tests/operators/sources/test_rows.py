@@ -199,3 +199,15 @@ def test_the_schema_of_a_list_is_inferred() -> None:
 def test_rows_that_need_a_schema_say_so(rows: Any, told: str) -> None:
     with pytest.raises(TypeMismatchError, match=told):
         RowsSource(rows)
+
+
+def test_a_generator_that_goes_on_says_that_it_cannot_begin_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    def read(position: int | None) -> str:
+        source = RowsSource(((n,) for n in range(3)), {"a": "int"}, "gen")
+        asked = request(source)
+        for split in source.splits(0, asked, position):
+            asked.system.scheduler.sleep(IDLE_SECONDS if isinstance(split, Idle) else 0.0)
+        return capsys.readouterr().err
+
+    assert read(None) == ""
+    assert "`gen` is a generator, and 5 rows of it were read before" in read(5)
