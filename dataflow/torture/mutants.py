@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant("no checksum on read", 8, "undetected", no_checksum),
     Mutant("segment not asked where it belongs", 8, ".arrow: ", no_header_check),
     Mutant("positions of the epoch before", 11, "copy: ", pipelines.positions_apart),
-    Mutant("stop without a commit", 12, "are read again", pipelines.stop_without_a_commit),
+    Mutant("stop without a commit", 12, "seed", pipelines.stop_without_a_commit),
     Mutant("no fencing", 13, "duplicated", no_fencing),
     Mutant("barrier not aligned", 14, "seed", pipelines.barrier_not_aligned),
     Mutant("positions committed apart from state", 14, "seed", pipelines.positions_apart),
