@@ -45,7 +45,7 @@ def read(folder: Path, bytes_read: int | None = None) -> FileMark:
     made = Marks(paths, SYSTEM)
     for number in range(len(paths)):
         file = made.open(number)
-    return FileMark(**file.mark_after(file.content.size if bytes_read is None else bytes_read))  # type: ignore[arg-type]
+    return FileMark(**file.mark_after(file.content.size if bytes_read is None else bytes_read))  # type: ignore[arg-type] # JSON
 
 
 def go_on(mark: FileMark, folder: Path) -> int:
@@ -133,7 +133,7 @@ def test_a_file_of_which_it_cannot_be_told_is_told_of_once(
     assert going_on.go_on(mark) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"{tmp_path}/{name}: written to since it was read") and told.count("\n") == 1
-    mark = FileMark(**going_on.open(1).mark_after(LARGE))  # type: ignore[arg-type]
+    mark = FileMark(**going_on.open(1).mark_after(LARGE))  # type: ignore[arg-type] # JSON
     assert go_on(mark, tmp_path) == 1
     assert capsys.readouterr().err == ""
     edit(tmp_path / name, 0)
@@ -204,7 +204,7 @@ def test_marks_of_older_versions_are_checked_as_far_as_they_go(
     going_on = Marks(sorted(map(str, tmp_path.iterdir())), SYSTEM)
     assert going_on.go_on(mark) == 1
     assert capsys.readouterr().err == ""
-    on = FileMark(**going_on.open(1).mark_after(LARGE))  # type: ignore[arg-type]
+    on = FileMark(**going_on.open(1).mark_after(LARGE))  # type: ignore[arg-type] # JSON
     assert (on.earlier_times, on.size) == (None, LARGE)
     edit(tmp_path / "b", 65_535)
     assert refused(mark, tmp_path).startswith(f"{tmp_path}/b has changed")
