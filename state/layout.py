@@ -135,7 +135,7 @@ def check_is_free(disk: Disk, layout: Layout) -> None:
         )
     others = sorted(set(disk.list_dir(layout.root)) - CATALOG_FILES)
     if "topics" in others:
-        raise _index_gone(layout, "but no catalog.db")
+        raise index_gone(layout, "but no catalog.db")
     if others:
         raise StoreError(
             f"{layout.root} is not a store: it has other files ({', '.join(others[:3])}); nothing was changed",
@@ -143,13 +143,13 @@ def check_is_free(disk: Disk, layout: Layout) -> None:
         )
 
 
-def check_is_unfinished(disk: Disk, layout: Layout) -> None:
-    """Raise unless an empty catalog can be one whose making was cut off: nothing else is made before it."""
-    if not set(disk.list_dir(layout.root)) <= CATALOG_FILES:
-        raise _index_gone(layout, "and a catalog.db with nothing in it")
+def has_more_than_a_catalog(disk: Disk, layout: Layout) -> bool:
+    """Whether a directory has what only a store with a finished catalog gets. Asked before the catalog is opened:
+    after that, another process may have come to the end of making it."""
+    return not set(disk.list_dir(layout.root)) <= CATALOG_FILES
 
 
-def _index_gone(layout: Layout, what: str) -> StoreError:
+def index_gone(layout: Layout, what: str) -> StoreError:
     return StoreError(
         f"the store {layout.root} has topics {what}: its only index is gone; nothing was changed",
         help="restore catalog.db (with catalog.db-wal, if there is one) from a backup; topics/ still has the rows",

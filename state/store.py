@@ -22,9 +22,10 @@ from dataflow.state.frames import FrameFiles
 from dataflow.state.layout import (
     Layout,
     check_is_free,
-    check_is_unfinished,
     check_pipeline_name,
     check_topic_name,
+    has_more_than_a_catalog,
+    index_gone,
     make_durable_dirs,
 )
 from dataflow.state.log.reader import TopicReader, fit
@@ -272,10 +273,12 @@ class Store:
             return self._opened
         with self._open_mutex:
             if self._opened is None and self.exists:
+                is_used = has_more_than_a_catalog(self.system.disk, self._layout)
                 try:
                     self._opened = Catalog(self.system, self._layout)
                 except UnfinishedCatalogError:
-                    check_is_unfinished(self.system.disk, self._layout)
+                    if is_used:
+                        raise index_gone(self._layout, "and a catalog.db with nothing in it") from None
                     return None
                 self._reader = TopicReader(self.system, self._layout.root, self._opened.store_id)
             return self._opened

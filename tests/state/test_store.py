@@ -15,9 +15,12 @@ import pyarrow as pa
 import pytest
 
 from dataflow.errors import DataflowError, NameNotFoundError, StoreError
+from dataflow.state.catalog import Catalog
+from dataflow.state.catalog_database import UnfinishedCatalogError
+from dataflow.state.layout import Layout
 from dataflow.state.log.writer import Pending, TopicWriter
 from dataflow.state.store import EpochRecord, Store
-from dataflow.system import LockHeldError, RealSystem, SimulatedSystem
+from dataflow.system import LockHeldError, RealSystem, SimulatedSystem, System
 
 NUMBERS = pa.schema({"n": pa.int64()})
 ROOT = Path(__file__).parents[2]
@@ -498,3 +501,20 @@ def test_a_catalog_that_was_emptied_is_not_taken_for_a_new_store(tmp_path: Path)
         Store(tmp_path / "s").append("t", pa.table({"n": [3]}))
     with pytest.raises(StoreError, match="its only index is gone"):
         Store(tmp_path / "s").topics()
+
+
+def test_a_store_that_another_process_finishes_while_it_is_opened_is_not_one_whose_index_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(_: Catalog, __: System, layout: Layout) -> None:
+        monkeypatch.undo()
+        with Store(layout.root) as other:
+            other.append("t", pa.table({"n": [1]}))
+        raise UnfinishedCatalogError(layout.root)
+
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "catalog.db").touch()
+    monkeypatch.setattr(Catalog, "__init__", overtaken)
+    with Store(tmp_path / "s") as store:
+        store.append("t", pa.table({"n": [2]}))
+        assert store.read("t").to_pydict() == {"n": [1, 2]}
