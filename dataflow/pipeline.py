@@ -21,9 +21,16 @@ import pyarrow as pa
 
 from dataflow.errors import CloseError, DataflowError, PlanError, ProgramError, RunError, caller_origin
 from dataflow.event_time import duration_us
-from dataflow.graph.delivery import check_delivery, check_sources, delivery_line, known_delivery
-from dataflow.graph.nodes import Node, graph_hash, in_order, state_hash
-from dataflow.operators.base import SinkSpec, SourceSpec
+from dataflow.graph.delivery import (
+    check_delivery,
+    check_sources,
+    delivery_line,
+    known_delivery,
+    sources_of_exactly_once,
+)
+from dataflow.graph.identity import graph_hash, kept_steps, state_hash
+from dataflow.graph.nodes import Node, check_source_names, in_order
+from dataflow.operators.base import SinkSpec
 from dataflow.runtime.unread import UnreadRows, topic_of
 from dataflow.system import RealSystem, System
 
@@ -270,17 +277,10 @@ class _Run:
         from dataflow.runtime.commit import Program
 
         nodes = self.pipeline.nodes
-        sources = [node for node in in_order(nodes) if isinstance(node.spec, SourceSpec)]
-        schemas = {node.stable_name: {f.name: str(f.type) for f in node.type.schema} for node in sources}
-        if self.given_store is not None and not self.reads_only and len(schemas) < len(sources):
-            names = [node.stable_name for node in sources]
-            twice = next(node for node in sources if names.count(node.stable_name) > 1)
-            raise PlanError(
-                f"two sources have the name `{twice.stable_name}`: what was read of each could not be told apart",
-                code="DF0405",
-                help="give one of the readers another `name=`",
-            ).at(twice.origin)
-        return Program(self.pipeline.name, graph_hash(nodes), state_hash(nodes), schemas)
+        if self.given_store is not None and not self.reads_only:
+            check_source_names(nodes)
+        steps = kept_steps(nodes)
+        return Program(self.pipeline.name, graph_hash(nodes), state_hash(steps), steps)
 
     def _require_store(self) -> None:
         check_delivery(self.pipeline.nodes, has_store=self.given_store is not None, asked=self.delivery)
@@ -324,6 +324,7 @@ class _Run:
             acks=coordinator,
             resume=resume,
             to_head=self.to_head,
+            exactly_once=sources_of_exactly_once(self.pipeline.nodes, self.delivery) if resume.durable else frozenset(),
         )
         if not self.reads_only:
             LOG.info("delivery: %s", delivery_line(self.pipeline.nodes, has_store=resume.durable))

@@ -96,6 +96,8 @@ class ReadRequest:
     """Whether the run ends with what is there now, though the source may be endless."""
     durable: bool = True
     """Whether positions are kept, so that a later run can go on from them."""
+    exactly_once: bool = False
+    """Whether a sink of its rows was asked to get each one exactly once, in a store: positions are needed then."""
 
 
 def paced(rows: int, request: ReadRequest) -> Iterator[tuple[int, int]]:

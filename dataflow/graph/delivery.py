@@ -7,6 +7,7 @@ called again, and a generator that has died with its process cannot be asked for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from dataflow.errors import NameNotFoundError, PlanError, caller_origin, did_you_mean
 from dataflow.graph.nodes import Node, in_order
@@ -55,6 +56,12 @@ def check_sources(sinks: Sequence[Node], asked: str | None) -> None:
                 code="DF0506",
                 help="read a list, a file, a topic, or a source of your own with positions; or leave `delivery` out",
             ).at(once.origin)
+
+
+def sources_of_exactly_once(sinks: Sequence[Node], asked: str | None) -> frozenset[str]:
+    """The names of the sources of sinks that were asked to get each row exactly once."""
+    exact = [node for node in sinks if (cast(SinkSpec, node.spec).delivery or asked) == "exactly_once"]
+    return frozenset(node.stable_name for node in in_order(exact) if isinstance(node.spec, SourceSpec))
 
 
 def _refused(spec: SinkSpec, wanted: str, has_store: bool) -> PlanError:

@@ -7,11 +7,8 @@ user's line and not an hour into the stream. The hard part is naming: state will
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-
-import xxhash
 
 from dataflow.errors import DataflowError, Origin, PlanError, caller_origin
 from dataflow.operators.base import OperatorSpec, SinkSpec, SourceSpec, StatelessSpec, StreamType
@@ -108,6 +105,20 @@ def check_names(nodes: Iterable[Node]) -> None:
             ).at(node.origin)
 
 
+def check_source_names(sinks: Iterable[Node]) -> None:
+    """Refuse two sources of the same stable name, where positions are kept."""
+    known: set[str] = set()
+    for node in in_order(sinks):
+        if isinstance(node.spec, SourceSpec):
+            if node.stable_name in known:
+                raise PlanError(
+                    f"two sources have the name `{node.stable_name}`: what was read of each could not be told apart",
+                    code="DF0405",
+                    help="give one of the readers another `name=`",
+                ).at(node.origin)
+            known.add(node.stable_name)
+
+
 def check_places(nodes: Iterable[Node]) -> None:
     """Refuse two sinks on one file, or on one table of a file."""
     known: list[tuple[tuple[str, ...], Node]] = []
@@ -129,37 +140,3 @@ def _two_sinks(place: tuple[str, ...], other: Node) -> PlanError:
         code="DF0405",
         help=f"name another {kind}; rows of two streams go into one by `.union`",
     )
-
-
-def graph_hash(sinks: Iterable[Node]) -> str:
-    """Equal for equal graphs in any process: what the steps do and how they hang together, not where they stand."""
-    nodes = in_order(sinks)
-    numbers = {id(node): number for number, node in enumerate(nodes)}
-    told = [
-        [_identity(node), node.given_name, [[numbers[id(one.node)], one.name] for one in node.inputs]] for node in nodes
-    ]
-    return xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode())
-
-
-def state_hash(sinks: Iterable[Node]) -> str:
-    """Equal for graphs that may go on from each other's checkpoints.
-
-    They have the same sources, sinks and steps with state, found by the same names; other steps may differ.
-    """
-    kept = [node for node in in_order(sinks) if node.is_stateful or node.spec.keeps_state]
-    told = sorted(json.dumps([node.stable_name, _identity(node), _types_read(node)], default=str) for node in kept)
-    return xxhash.xxh3_128_hexdigest("\n".join(told).encode())
-
-
-def _types_read(node: Node) -> list[tuple[str, str]]:
-    """The columns that a step reads, with their types."""
-    inputs = [one.type for one in node.inputs]
-    needed = [(kind.schema, node.spec.columns_needed(frozenset(), kind)) for kind in inputs]
-    return [(field.name, str(field.type)) for schema, names in needed for field in schema if field.name in names]
-
-
-def _identity(node: Node) -> tuple[object, ...]:
-    try:
-        return node.spec.identity()
-    except DataflowError as error:  # a file that is gone
-        raise error.at(node.origin) from None

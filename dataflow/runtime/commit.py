@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, PlanError
+from dataflow.graph.identity import KeptStep, difference
 from dataflow.operators.base import Piece, Position, SinkStaging, StepCounts
 from dataflow.runtime.epoch import Commit, Resume, SavedState, TaskAck
 from dataflow.runtime.ledger import require_balance, summed
@@ -58,8 +59,7 @@ class Program:
     name: str
     graph_hash: str
     state_hash: str
-    schemas: Mapping[str, Mapping[str, str]]
-    """Of each source: its columns and their types, as text."""
+    steps: Mapping[str, KeptStep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +117,15 @@ class StoreCommitter:
         """What the last run of this pipeline left in the store; raises when it was another program."""
         state = None if self.store is None else self.store.pipeline(self.program.name)
         if state is not None and state.state_hash != self.program.state_hash:
+            known = cast(Mapping[str, KeptStep], state.checkpoint.get("steps", {}))
             raise PlanError(
                 f"pipeline `{self.program.name}` has run in this store before, as another program: "
-                f"{self._difference(state)}; nothing was changed",
+                f"{difference(self.program.steps, known)}; nothing was changed",
                 code="DF0406",
                 help="give the pipeline another name, or another store; or begin again with `restart`: its rows are "
                 "then written once more, behind those that are there",
             )
         return state
-
-    def _difference(self, state: PipelineState) -> str:
-        """What of a program has changed, as far as the store can tell."""
-        known = cast(Mapping[str, Mapping[str, str]], state.checkpoint.get("schemas", {}))
-        for source, columns in self.program.schemas.items():
-            if source not in known:
-                return f"it did not read `{source}`"
-            for name, kind in columns.items():
-                if known[source].get(name) != kind:
-                    was = f"was {known[source][name]}" if name in known[source] else "was not there"
-                    return f"column `{name}` of `{source}` is {kind} now, and {was} (give the reader a schema)"
-        gone = [source for source in known if source not in self.program.schemas]
-        return f"it read `{gone[0]}` too" if gone else "its windows, watermarks or sinks were others"
 
     def resume(self, state: PipelineState | None, *, restart: bool = False) -> Resume:
         """Where a run goes on from; `restart` begins at the inputs' start."""
@@ -264,7 +252,7 @@ class StoreCommitter:
                 "sources": commit.positions,
                 "states": states,
                 "sinks": handles,
-                "schemas": self.program.schemas,
+                "steps": self.program.steps,
             },
             ledger={
                 step: {name: number for name, number in asdict(counts).items() if number}

@@ -6,7 +6,7 @@ leave the last commit as it is, and reach the user with the line of the step tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -67,9 +67,10 @@ class Job:
         acks: Acks,
         resume: Resume | None = None,
         to_head: bool = False,
+        exactly_once: Collection[str] = (),
     ) -> None:
         self.plan, self.system, self.name, self.store, self.acks = plan, system, name, store, acks
-        self.resume, self.to_head = resume or Resume(), to_head
+        self.resume, self.to_head, self._exactly_once = resume or Resume(), to_head, exactly_once
         self.failure: Failure | None = None
         self.dispensers: dict[str, Dispenser] = {}
         """By the name of the source."""
@@ -176,6 +177,7 @@ class Job:
             lambda: min([UNIT_ROWS, *(task.slice_rows for task in tasks)]),
             self.to_head,
             self.resume.durable,
+            _stage_name(stage) in self._exactly_once,
         )
 
     def _task(

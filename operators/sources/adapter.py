@@ -104,7 +104,16 @@ class UserSource:
                     return
                 continue
             self._check(found)
-            yield found, self._position_of(reader)
+            after = self._position_of(reader)
+            if after is None and found.num_rows and request.exactly_once:
+                raise ConnectorError(
+                    f'source `{self.name}`: delivery="exactly_once" cannot be kept: its position() returned None, so '
+                    "after a stop it would be read anew; nothing of the batch was used",
+                    code="DF0506",
+                    help="return where the reader is (a number, a text, …) and begin there in open(); or leave "
+                    "`delivery` out",
+                )
+            yield found, after
             skipped = max(skipped - found.num_rows, 0)
 
     def _position_of(self, reader: SourceReader) -> object:

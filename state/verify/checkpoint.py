@@ -56,13 +56,14 @@ def _any_object(value: object, where: str) -> dict[str, object]:
 
 def owners(checkpoint: object) -> set[str]:
     """Whose the frames of a checkpoint may be; its form is checked on the way."""
-    parts = _members(checkpoint, "the object", (), ("sources", "states", "sinks", "schemas"))
+    parts = _members(checkpoint, "the object", (), ("sources", "states", "sinks", "steps"))
     for source, partitions in _any_object(parts.get("sources", {}), "sources").items():
         _any_object(partitions, f"source {source!r}")  # a position may be any JSON value
-    for source, columns in _any_object(parts.get("schemas", {}), "schemas").items():
-        for name, type_name in _any_object(columns, f"the schema of source {source!r}").items():
-            if not isinstance(type_name, str):
-                raise WrongJson(f"the type of column {name!r} of source {source!r} is no text")
+    for name, step in _any_object(parts.get("steps", {}), "steps").items():
+        told = _members(step, f"step {name!r}", ("does", "columns", "hash"))
+        for what in (told["does"], told["hash"], *_any_object(told["columns"], f"columns of {name!r}").values()):
+            if not isinstance(what, str):
+                raise WrongJson(f"step {name!r} has {what!r} where a text belongs")
     states, sinks = _any_object(parts.get("states", {}), "states"), _any_object(parts.get("sinks", {}), "sinks")
     for step, tasks in states.items():
         if not isinstance(tasks, list):

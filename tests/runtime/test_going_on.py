@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -167,22 +167,30 @@ def test_row_groups_that_were_read_may_not_change(tmp_path: Path) -> None:
 def test_steps_without_state_may_change_and_others_may_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us")), "x": [1, 2, 3]})
 
-    def run(factor: int, size: str = "1m", more: str | None = None) -> flow.RunResult:
+    def run(
+        factor: float, size: str = "1m", more: str | None = None, made: flow.Aggregate | None = None
+    ) -> flow.RunResult:
         rows = flow.from_arrow(table, name="rows").derive(y=col.x * factor).watermark("t")
-        made = rows.window(flow.tumbling(size)).agg(total=col.y.sum())
-        sinks = [made.write_topic("out")] + ([rows.write_topic(more)] if more else [])
+        sinks = [
+            rows.window(flow.tumbling(size)).agg(total=col.y.sum() if made is None else made).write_topic("out")
+        ] + ([rows.write_topic(more)] if more else [])
         return flow.Pipeline("job", *sinks).run(store=tmp_path, until="head")
 
     run(1)
     assert capsys.readouterr().err == ""
     assert run(2).rows_in == 0
     assert "has changed since epoch" in capsys.readouterr().err
-    with pytest.raises(PlanError, match=r"DF0406.*its windows, watermarks or sinks were others"):
-        run(2, size="2m")
-    with pytest.raises(PlanError, match="DF0406"):
-        run(2, more="copy")
+    changes: list[tuple[Callable[[], object], str]] = [
+        (lambda: run(2, "2m"), r"`agg rows/tumbling 1m` \(.*\) is gone, `agg rows/tumbling 2m` \(.*\) is new; nothing"),
+        (lambda: run(2, more="copy"), ": `to topic copy` is new; nothing"),
+        (lambda: run(2, made=col.y.max()), "`agg rows/tumbling 1m` was `.*sum.*`, and is `.*max.*` now"),
+        (lambda: run(1.5), "column `y` of `agg rows/tumbling 1m` is double now, and was int64"),
+    ]
+    for change, told in changes:
+        with pytest.raises(PlanError, match=f"DF0406.*{told}"):
+            change()
     table = table.set_column(1, "x", pa.array([1.0, 2.0, 3.0]))
-    with pytest.raises(PlanError, match="column `x` of `rows` is double now, and was int64"):
+    with pytest.raises(PlanError, match="column `x` of `read rows` is double now, and was int64"):
         run(2)
 
 

@@ -443,7 +443,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a list for the sources": (checkpoint(lambda parts: parts.update(sources=[])), "sources is no object"),
     "a number for the states": (checkpoint(lambda parts: parts.update(states={"w": 1})), "is no list"),
     "a state that is no object": (checkpoint(lambda parts: parts.update(states={"w": [1]})), "is no object"),
-    "a type that is no text": (checkpoint(lambda parts: parts.update(schemas={"s": {"n": 1}})), "is no text"),
+    "a type that is no text": (
+        checkpoint(lambda parts: parts.update(steps={"s": {"does": "", "columns": {"n": 1}, "hash": ""}})),
+        "a text belongs",
+    ),
     "a deep checkpoint": (sql(f"UPDATE pipelines SET checkpoint = '{DEEP}'"), "is no JSON"),
     "a checkpoint of NaN": (sql("UPDATE pipelines SET checkpoint = '{\"sources\": NaN}'"), "NaN is no JSON"),
     "a name twice": (sql('UPDATE pipelines SET checkpoint = \'{"a": 1, "a": 2}\''), "a name twice"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dataflow as flow
 from dataflow.errors import ConnectorError, TypeMismatchError
 from dataflow.operators.base import UNIT_ROWS, EndOfInput, Idle, Source
 from dataflow.operators.sources.adapter import UserSource
@@ -28,7 +30,7 @@ class Reader:
     answers: list[Any]
 
     def read(self, rows_max: int) -> Any:
-        assert rows_max == UNIT_ROWS
+        assert 0 < rows_max <= UNIT_ROWS
         return self.answers.pop(0)
 
     def position(self) -> object:
@@ -192,3 +194,24 @@ def test_a_source_without_positions_says_that_it_begins_anew(capsys: pytest.Capt
     list(source.splits(0, request(source), None))
     list(source.splits(0, request(source), [3, 0, 2]))
     assert capsys.readouterr().err == ""
+
+
+def test_exactly_once_needs_positions(tmp_path: Path) -> None:
+    class Unplaced(Given):
+        placed = False
+
+        def open(self, partition: str, position: object | None) -> Any:
+            reader = super().open(partition, position)
+            if not self.placed:
+                reader.position = lambda: None
+            return reader
+
+    source = Unplaced({"p": [batch(), batch(1, 2)]})
+    rows = flow.read(source).write_topic("out")
+    with pytest.raises(ConnectorError, match=r"DF0506.*source `Unplaced`.*position\(\) returned None"):
+        flow.Pipeline("job", rows).run(store=tmp_path, delivery="exactly_once")
+    flow.Pipeline("other", flow.read(source).write_topic("more")).run(store=tmp_path, delivery="at_least_once")
+    source.placed = True
+    flow.Pipeline("job", rows).run(store=tmp_path, delivery="exactly_once")
+    with flow.Store(tmp_path) as store:
+        assert store.read("out").num_rows == store.read("more").num_rows == 2
