@@ -7,6 +7,7 @@ part is to leave out what may change: steps that keep nothing, names of variable
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
@@ -38,9 +39,15 @@ def graph_hash(sinks: Iterable[Node]) -> str:
 
 
 def kept_steps(sinks: Iterable[Node]) -> dict[str, KeptStep]:
-    """The steps that keep something from one run to the next, by verb and name."""
-    kept = [node for node in in_order(sinks) if node.is_stateful or node.spec.keeps_state]
-    return {f"{node.spec.verb} {node.stable_name}": _kept(node) for node in kept}
+    """The steps that keep something from one run to the next, by verb and name (numbered, where several share both)."""
+    steps: dict[str, KeptStep] = {}
+    times: Counter[str] = Counter()
+    for node in in_order(sinks):
+        if node.is_stateful or node.spec.keeps_state:
+            name = f"{node.spec.verb} {node.stable_name}"
+            times[name] += 1
+            steps[name if times[name] == 1 else f"{name} ({times[name]})"] = _kept(node)
+    return steps
 
 
 def _kept(node: Node) -> KeptStep:

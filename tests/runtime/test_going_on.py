@@ -194,6 +194,20 @@ def test_steps_without_state_may_change_and_others_may_not(tmp_path: Path, capsy
         run(2)
 
 
+def test_each_of_two_steps_of_one_name_is_known(tmp_path: Path) -> None:
+    table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us"))})
+
+    def run(*delays: str) -> None:
+        rows = flow.from_arrow(table, name="rows")
+        sinks = [rows.watermark("t", delay=one).write_topic(f"out{number}") for number, one in enumerate(delays)]
+        flow.Pipeline("job", *sinks).run(store=tmp_path, until="head")
+
+    run("1s", "2s")
+    for changed in (("3s", "2s"), ("1s", "3s")):
+        with pytest.raises(PlanError, match=r"DF0406.*`watermark rows.*` was `t, delay=.s`, and is"):
+            run(*changed)
+
+
 def test_two_sources_of_one_name_are_refused_only_where_something_is_kept(tmp_path: Path) -> None:
     def made() -> flow.Stream:
         one, two = (flow.from_rows([{"n": n}], {"n": "int64"}) for n in (1, 2))
