@@ -12,12 +12,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dataflow import __version__
 from dataflow.cli import explain, log, run, torture
 from dataflow.cli.program import has_users_line, user_traceback
 from dataflow.errors import DataflowError, ProgramError, RunError
+
+if TYPE_CHECKING:
+    from dataflow.__main__ import ProcessSignals
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command adds its parser; argparse has no public name for it."""
@@ -26,12 +29,16 @@ EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `argv` is without the program's name."""
+def main(argv: Sequence[str] | None = None, signals: ProcessSignals | None = None) -> int:
+    """Run one command and return its exit code; `argv` is without the program's name, `signals` are those of the
+    process, if it has only this to do."""
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as asked:  # argparse has printed help (0) or what is wrong (2)
         return int(asked.code or 0)
+    if signals is not None and arguments.command is not run.run:
+        signals.are_heard()
+    arguments.signals = signals
     try:
         code: int = arguments.command(arguments)
         sys.stdout.flush()

@@ -9,14 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
@@ -24,6 +18,7 @@ from dataflow.errors import DataflowError
 from dataflow.event_time import duration_us
 
 if TYPE_CHECKING:
+    from dataflow.__main__ import ProcessSignals
     from dataflow.cli import Commands
     from dataflow.pipeline import RunResult
 
@@ -64,11 +59,13 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with _early_stop() as early:
-        pipeline = load_pipeline(arguments.program)
-    if early.is_asked:
+    signals: ProcessSignals | None = arguments.signals
+    pipeline = load_pipeline(arguments.program)
+    if signals is not None and signals.is_stop_asked:
         print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
         return EXIT_CUT_SHORT
+    if signals is not None:
+        signals.are_heard()
     _show_log()
     try:
         result = pipeline.run(
@@ -84,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - it came out of the user's program
         print(user_traceback(error), end="", file=sys.stderr)
         return EXIT_FAILED
+    if signals is not None:
+        signals.come_too_late()
     if arguments.json:
         print(json.dumps(_facts(pipeline.name, result)))
     elif not result.already_finished:  # the run itself has told of that
@@ -97,36 +96,6 @@ def _show_log() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [logging.StreamHandler()]
-
-
-@dataclass
-class _EarlyStop:
-    """Whether SIGTERM has come before there was a run to stop."""
-
-    is_asked: bool = False
-
-
-@contextmanager
-def _early_stop() -> Iterator[_EarlyStop]:
-    """SIGTERM is noted while a program is loaded; the second one ends the process.
-
-    It is not raised where it comes: a program may take any exception for one of its own, and an import that is left in
-    the middle may leave a lock behind.
-    """
-    early = _EarlyStop()
-    if threading.current_thread() is not threading.main_thread():
-        yield early
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        early.is_asked = True
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield early
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(stopped: str | None, *, bounded: bool) -> int:

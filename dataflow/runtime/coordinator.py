@@ -24,6 +24,8 @@ from dataflow.system import Mutex, System
 
 STOP_SECONDS_MAX = 4.5
 """After a signal, what is in flight has this long to commit; then the last commit has to do."""
+JOIN_SECONDS, LATE_JOIN_SECONDS = 5.0, 0.2
+"""How long threads may take to come back from where they are; and after a signal that has waited in vain."""
 WAIT_SECONDS = 0.1
 """Signals are noticed at least this often."""
 
@@ -137,6 +139,12 @@ class Coordinator:
                 is_waiting = self.stopped or self._round is not None  # an ack will wake it
                 due = WAIT_SECONDS if is_waiting else max(self._due - clock.monotonic(), 0.001)
                 self._changed.wait(min(WAIT_SECONDS, due))
+
+    @property
+    def join_seconds(self) -> float:
+        """How long the threads may take to end."""
+        is_late = self._leave_at and self.system.clock.monotonic() >= self._leave_at
+        return LATE_JOIN_SECONDS if is_late else JOIN_SECONDS
 
     def begin(self, job: Job) -> None:
         """The clock of the epochs starts. Before the job does."""

@@ -172,6 +172,47 @@ def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
     assert not (tmp_path / "store").exists()
 
 
+IMPORTING = """
+import os, signal, sys
+import dataflow.__main__ as entry
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "dataflow.cli":
+            os.kill(os.getpid(), signal.{sent})
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["dataflow", "{command}", "program.py", *{rest}]
+sys.exit(entry.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "command", "code"), [("SIGTERM", "run", 3), ("SIGINT", "run", 130), ("SIGTERM", "explain", -15)]
+)
+def test_a_signal_while_the_command_is_imported(
+    tmp_path: Path, program: Program, sent: str, command: str, code: int
+) -> None:
+    program(programs.WORDS)
+    rest = ["--store", "store"] if command == "run" else []
+    script = IMPORTING.format(sent=sent, command=command, rest=rest)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == code
+    assert ran.stderr == (
+        "stopped by SIGTERM before the run began: nothing was read, nothing was written\n" * (code == 3)
+    )
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
+def test_a_signal_after_the_end_changes_nothing(cli: Cli, program: Program, sent: str) -> None:
+    program(f"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.{sent})\n{programs.WORDS}")
+    ran = cli("run", "program.py", "--store", "store")
+    assert (ran.returncode, ran.stderr.count("rows in")) == (0, 1)
+
+
 SINK = """
 class Sink:
     def recover(self, handle):

@@ -16,6 +16,7 @@ import pytest
 
 import dataflow as flow
 from dataflow.errors import RunError
+from dataflow.runtime import coordinator
 
 
 class SlowSink:
@@ -54,6 +55,24 @@ def test_sigterm_under_a_slow_sink_commits_a_prefix(workers: int) -> None:
     assert result.stopped == "SIGTERM"
     assert sink.rows == list(range(len(sink.rows))) and len(sink.rows) < 500_000
     assert sink.committed[-1] == len(sink.rows) == result.rows_out == result.rows_in
+
+
+def test_a_sink_that_does_not_come_back_is_left_behind_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class StuckSink(SlowSink):
+        def write(self, batch: pa.RecordBatch) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert come_back.wait(60)
+
+    come_back = threading.Event()
+    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.1)
+    rows = flow.from_arrow(pa.table({"n": [1]}))
+    began = time.monotonic()
+    with pytest.raises(RunError, match="could not be committed in time"):
+        flow.Pipeline("stuck", rows.to(StuckSink(0)), rows.write_topic("t")).run(store=tmp_path, workers=2)
+    waited = time.monotonic() - began
+    come_back.set()
+    assert waited < coordinator.JOIN_SECONDS
+    assert flow.Store(tmp_path).topics() == []
 
 
 def interrupted(number: int) -> flow.Stream:
