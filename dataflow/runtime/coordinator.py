@@ -22,7 +22,7 @@ from dataflow.runtime.room import ROOM_SECONDS, Room
 from dataflow.runtime.task import Task
 from dataflow.system import Mutex, System
 
-STOP_SECONDS_MAX = 4.5
+STOP_SECONDS_MAX = 4.25
 """After a signal, what is in flight has this long to commit; then the last commit has to do."""
 JOIN_SECONDS, LATE_JOIN_SECONDS = 5.0, 0.2
 """How long threads may take to come back from where they are; and after a signal that has waited in vain."""
