@@ -40,6 +40,9 @@ from dataflow.runtime.unread import Unread, UnreadRows
 from dataflow.runtime.worker import Worker
 from dataflow.system import System, Thread
 
+RAISED = (Exception, SystemExit)
+"""What ends a call of a user's: a program that exits inside of a step has failed in it, too."""
+
 
 @dataclass(slots=True)
 class Failure:
@@ -76,7 +79,7 @@ class Job:
         self.sinks: list[SinkTask] = []
         self.unsettled: list[str] = []
         """Sinks that could neither commit their part of the last epoch nor take it back."""
-        self.unclosed: list[tuple[SinkTask, Exception]] = []
+        self.unclosed: list[tuple[SinkTask, BaseException]] = []
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._shared: dict[object, object] = {}
@@ -265,7 +268,7 @@ class Job:
             )
         except DataflowError as error:
             raise error.at(node.origin) from None
-        except Exception as error:
+        except RAISED as error:
             raise RunError(
                 f"{node.label} could not begin: {type(error).__name__}: {error}",
                 help="the last commit stands; what the sink has not finished comes again with the next run",
@@ -375,14 +378,14 @@ class Job:
             try:
                 if not task.ended:
                     task.settle()
-            except Exception as error:  # noqa: BLE001  # the other sinks have to be settled all the same
+            except RAISED as error:  # the other sinks have to be settled all the same
                 self.unsettled.append(self._end_of(task) or task.name)
                 if self.failure is None:
                     self.fail(task, error)
                 continue
             try:
                 getattr(task.sink, "close", lambda: None)()
-            except Exception as error:  # noqa: BLE001  # nothing depends on it: the sink has committed, or taken back
+            except RAISED as error:  # nothing depends on it: the sink has committed, or taken back
                 self.unclosed.append((task, error))
 
     def ledger(self) -> dict[str, StepCounts]:

@@ -172,6 +172,24 @@ def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("step", ["recover", "write", "prepare", "commit", "close"])
+def test_a_sink_that_exits_has_failed(cli: Cli, program: Program, step: str) -> None:
+    program(f"""
+class Sink:
+    def open(self, epoch): pass
+    def write(self, batch): pass
+    def prepare(self, epoch): pass
+    def commit(self, handle): pass
+    def abort(self, handle): pass
+def leave(self, *args): raise SystemExit(5)
+Sink.{step} = leave
+pipeline = flow.Pipeline("p", flow.from_rows([{{"n": 1}}]).to(Sink()))
+""")
+    ran = cli("run", "program.py", "--store", "store")
+    assert ran.returncode == 1
+    assert "to 'sink Sink' (program.py:" in ran.stderr and "SystemExit: 5" in ran.stderr
+
+
 IMPORTING = """
 import os, signal, sys
 import dataflow.__main__ as entry
