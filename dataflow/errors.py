@@ -136,7 +136,20 @@ class DiskFullError(StoreError):
     @classmethod
     def or_other(cls, error: OSError) -> type[StoreError]:
         """What kind of error this one of the disk is."""
-        return cls if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        return cls if says_full(error) else StoreError
+
+
+class TargetFullError(DiskFullError, ConnectorError):
+    """There is no room where a sink writes. Nothing of it was kept, and it may be tried again."""
+
+    code = "DF0512"
+
+
+def says_full(error: Exception) -> bool:
+    """Whether the disk has no room, or the user's quota of it is used up."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, DiskFullError)
 
 
 class RunError(DataflowError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from dataflow.expr import Bad
 from dataflow.kernels.gateway import ints_of
 from dataflow.message import TIME_MIN_US, Batch, BoolArray, Int64Array, UnreadTimes
 from dataflow.system import System
+
+Made = TypeVar("Made")
 
 UNIT_ROWS = 262_144
 """Rows of a unit where a source may choose: large enough that Python per batch does not show."""
@@ -215,6 +217,28 @@ class Sink(Protocol):
     def prepare(self, epoch: int) -> object: ...
     def commit(self, handle: object) -> None: ...
     def abort(self, handle: object) -> None: ...
+
+
+class SinkRoom(Protocol):
+    """A full disk is a pause for a sink too. Used by the sink's thread."""
+
+    def attempt(self, write: Callable[[], Made]) -> Made:
+        """Do what leaves nothing behind when there is no room for it (a DiskFullError, or an OSError that says so);
+        again, until there is. Raises that error when the run is over, has not begun, or has waited for too long.
+
+        Never for a sync: once one has failed, nobody knows what the next one would be worth.
+        """
+        ...
+
+
+class NoWaiting:
+    """The room of a sink outside of a run."""
+
+    def attempt(self, write: Callable[[], Made]) -> Made:
+        return write()
+
+
+NO_WAITING = NoWaiting()
 
 
 class SinkStaging(Protocol):
@@ -505,7 +529,7 @@ class SinkContext:
     """What a run gives to a sink when it makes it.
 
     `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
-    whether the input has an end. `staging` is None in a run without a store.
+    whether the input has an end. `staging` is None in a run without a store; `room` waits while a disk is full.
     """
 
     schema: pa.Schema
@@ -516,6 +540,7 @@ class SinkContext:
     run: str = ""
     bounded: bool = True
     staging: SinkStaging | None = None
+    room: SinkRoom = NO_WAITING
 
 
 @dataclass(frozen=True)

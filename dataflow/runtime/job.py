@@ -34,6 +34,7 @@ from dataflow.runtime.epoch import Acks, Resume
 from dataflow.runtime.exchange import Edge
 from dataflow.runtime.inputs import MergedInput, OrderedInput, SourceInput, TimeOrderedInput
 from dataflow.runtime.ledger import summed
+from dataflow.runtime.room import BlockingRoom
 from dataflow.runtime.sink_task import SinkTask
 from dataflow.runtime.task import Input, Parts, Task
 from dataflow.runtime.unread import Unread, UnreadRows
@@ -82,6 +83,9 @@ class Job:
         self.unclosed: list[tuple[SinkTask, BaseException]] = []
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
+        self._over = system.scheduler.event()
+        """Set while it does not run: nobody waits for room on a disk then."""
+        self._over.set()
         self._shared: dict[object, object] = {}
         self._readers: dict[int, list[SourceInput]] = {}
         self._origins = {node.label: node.origin for node in plan.nodes}
@@ -250,7 +254,15 @@ class Job:
         schema, sink_name = node.inputs[0].type.schema, node.stable_name
         staging = self.resume.staging(sink_name, schema)
         context = SinkContext(
-            schema, self.system, self.store, self.name, sink_name, self.resume.run, node.type.bounded, staging
+            schema,
+            self.system,
+            self.store,
+            self.name,
+            sink_name,
+            self.resume.run,
+            node.type.bounded,
+            staging,
+            BlockingRoom(self.system.clock, self._over),
         )
         try:
             sink: Sink = spec.make(context)
@@ -293,6 +305,7 @@ class Job:
     # ── running ──
 
     def start(self) -> None:
+        self._over.clear()
         self._threads = [
             self.system.scheduler.start_thread(partial(self._run, worker), worker.name, partial(self._turn, worker))
             for worker in self.workers
@@ -355,6 +368,7 @@ class Job:
 
     def halt(self) -> None:
         """Stop all workers where they are."""
+        self._over.set()
         for worker in self.workers:
             worker.stopped = True
             worker.wake.set()

@@ -94,7 +94,7 @@ class Refusal:
 
     def sqlite_error(self, kind: Kind) -> apsw.Error:
         """The error that SQLite's own VFS would return."""
-        if self.error_number == errno.ENOSPC:
+        if self.error_number == errno.ENOSPC and kind != "create":
             return apsw.FullError(os.strerror(errno.ENOSPC))
         kind_of_error = apsw.CantOpenError if kind == "create" else apsw.IOError
         error: apsw.Error = kind_of_error(os.strerror(self.error_number))

@@ -21,7 +21,7 @@ class CallbackSink(StagedSink):
     """Calls `fn(batch, epoch)` once an epoch that has rows; an exception of it fails the run."""
 
     def __init__(self, fn: Callable[[pa.RecordBatch, int], object], context: SinkContext) -> None:
-        super().__init__(context, context.staging or Spool(context.system, context.schema, None))
+        super().__init__(context, context.staging or Spool(context, None))
         self._fn = fn
 
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:

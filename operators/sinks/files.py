@@ -248,11 +248,13 @@ class FileSink:
     def __init__(self, target: FileTarget, context: SinkContext) -> None:
         self.target = target
         self._disk, self._clock, self._staging = context.system.disk, context.system.clock, context.staging
+        self._room = context.room
         run = context.run or f"{context.system.chance.getrandbits(32):08x}"
         self._names = PartNames.of(context.pipeline, context.name, run, target.format.suffix, target.file)
         self._roll = target.roll or Roll.default(target.bounded)
         self._parts = PartsWriter(
             self._disk,
+            self._room,
             target.root,
             self._names,
             target.format,
@@ -392,9 +394,10 @@ class FileSink:
         return self._clock.monotonic() - self._oldest_at >= self._roll.seconds
 
     def _stage(self) -> None:
-        assert self._staging is not None
+        staging = self._staging
+        assert staging is not None
         if self._waiting:
-            self._staging.keep(self._waiting)
+            self._room.attempt(lambda: staging.keep(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
 
     # ── commits ──
@@ -406,9 +409,8 @@ class FileSink:
                 self._remove_replaced(epoch.parts)
 
     def _publish(self, parts: tuple[Part, ...] | list[Part]) -> None:
-        publish(
-            self._disk, self.target.root, parts, replace=self.target.mode == "replace" and not self.target.is_directory
-        )
+        replaces = self.target.mode == "replace" and not self.target.is_directory
+        publish(self._disk, self._room, self.target.root, parts, replace=replaces)
 
     def _remove_replaced(self, parts: tuple[Part, ...]) -> None:
         """The parts of earlier runs that these take the place of."""

@@ -14,7 +14,8 @@ import pyarrow as pa
 import xxhash
 
 from dataflow.errors import ConnectorError
-from dataflow.system import AppendFile, Content, Disk, FilePath, System
+from dataflow.operators.base import SinkContext, SinkRoom
+from dataflow.system import AppendFile, Content, Disk, FilePath
 
 SPOOL_BYTES_MAX = 16 << 20
 """Rows that wait in memory; more go to a file."""
@@ -49,10 +50,11 @@ def not_written(path: str, error: OSError, kept: str) -> ConnectorError:
 
 
 class HashedFile:
-    """A new file, which Arrow's writers can write to (`arrow`). Used by one thread."""
+    """A new file, which Arrow's writers can write to (`arrow`); it waits for room. Used by one thread."""
 
-    def __init__(self, disk: Disk, path: FilePath) -> None:
-        self._file: AppendFile = disk.open_append(path, new=True)
+    def __init__(self, disk: Disk, path: FilePath, room: SinkRoom) -> None:
+        self._room = room
+        self._file: AppendFile = room.attempt(lambda: disk.open_append(path, new=True))
         self._hash = xxhash.xxh3_64()
         self.path = self._file.path
         self.closed = False
@@ -70,9 +72,18 @@ class HashedFile:
         return pa.PythonFile(self, mode="w")
 
     def write(self, data: Content) -> int:
-        self._file.write(data)
+        content, start = memoryview(data).cast("B"), self._file.size
+        self._room.attempt(lambda: self._append(content, start))
         self._hash.update(data)
-        return memoryview(data).nbytes
+        return content.nbytes
+
+    def _append(self, content: memoryview, start: int) -> None:
+        """Write what is not there yet of the bytes that begin at `start`: a disk that got full took a part of them."""
+        try:
+            self._file.write(content[self._file.size - start :])
+        except OSError as error:
+            error.filename = self.path  # which the kernel does not tell
+            raise
 
     def tell(self) -> int:
         return self._file.size
@@ -101,8 +112,8 @@ class Spool:
     Few stay in memory; more go into a file at `path`, which is gone with the run. Without a path all stay in memory.
     """
 
-    def __init__(self, system: System, schema: pa.Schema, path: str | None) -> None:
-        self._system, self._schema, self._path = system, schema, path
+    def __init__(self, context: SinkContext, path: str | None) -> None:
+        self._disk, self._room, self._schema, self._path = context.system.disk, context.room, context.schema, path
         self._kept: list[pa.RecordBatch] = []
         self._kept_bytes = 0
         self._file: HashedFile | None = None
@@ -128,7 +139,7 @@ class Spool:
         data = buffer.getvalue()
         try:
             if self._file is None:
-                self._file = HashedFile(self._system.disk, path)
+                self._file = HashedFile(self._disk, path, self._room)
             position = self._file.size
             self._file.write(data)
         except OSError as error:
@@ -139,12 +150,12 @@ class Spool:
     def batches(self) -> Iterable[pa.RecordBatch]:
         for position, length in self._frames:
             assert self._file is not None
-            yield from pa.ipc.open_stream(self._system.disk.map(self._file.path).slice(position, length))
+            yield from pa.ipc.open_stream(self._disk.map(self._file.path).slice(position, length))
         yield from self._kept
 
     def drop(self) -> None:
         self._kept, self._kept_bytes, self._frames, self.rows = [], 0, [], 0
         if self._file is not None:
             self._file.close()
-            self._system.disk.remove(self._file.path)
+            self._disk.remove(self._file.path)
             self._file = None

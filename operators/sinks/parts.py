@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from dataflow.errors import ConnectorError
+from dataflow.operators.base import SinkRoom
 from dataflow.operators.sinks.formats import GROUP_BYTES_MAX, GROUP_ROWS_MAX, FileFormat, RowWriter
 from dataflow.operators.sinks.output import HashedFile, hash_of, not_written
 from dataflow.operators.sinks.text import plain_texts
@@ -114,6 +116,7 @@ class PartsWriter:
     def __init__(
         self,
         disk: Disk,
+        room: SinkRoom,
         root: str,
         names: PartNames,
         format: FileFormat,
@@ -122,7 +125,7 @@ class PartsWriter:
         partition_by: tuple[str, ...] = (),
         bytes_max: int | None = None,
     ) -> None:
-        self._disk, self._root, self._names, self._format = disk, root, names, format
+        self._disk, self._room, self._root, self._names, self._format = disk, room, root, names, format
         self._partition_by, self._bytes_max = partition_by, bytes_max
         self._schema = pa.schema([field for field in schema if field.name not in partition_by])
         self._group_bytes = GROUP_BYTES_MAX if bytes_max is None else min(GROUP_BYTES_MAX, bytes_max)
@@ -197,7 +200,7 @@ class PartsWriter:
     def _open(self, bucket: _Bucket) -> None:
         self._number += 1
         path = os.path.join(self._root, self._names.hidden(self._number))
-        bucket.file, bucket.number = HashedFile(self._disk, path), self._number
+        bucket.file, bucket.number = HashedFile(self._disk, path, self._room), self._number
         bucket.writer = self._format.writer(bucket.file, self._schema)
 
     def _complete_part(self, directory: str) -> None:
@@ -294,17 +297,19 @@ def _encoded(text: str) -> str:
 # ── making visible ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def publish(disk: Disk, root: str, parts: Iterable[Part], *, replace: bool) -> None:
+def publish(disk: Disk, room: SinkRoom, root: str, parts: Iterable[Part], *, replace: bool) -> None:
     """Give each part its name, durably; one that has it already is done. With `replace`, another file may have it."""
     parts = list(parts)
     directories = list(dict.fromkeys(os.path.dirname(os.path.join(root, part.name)) for part in parts))
     path = root
     try:
         for path in directories:  # all of them first: making one syncs the root, which must not lose a name half way
+            room.attempt(partial(disk.make_dirs, path, mode=PUBLIC_MODE))
             make_durable_dirs(disk, path, mode=PUBLIC_MODE)
         for part in parts:
             path = os.path.join(root, part.name)
-            _give_name(disk, os.path.join(root, part.hidden), path, part, replace=replace)
+            hidden = os.path.join(root, part.hidden)
+            room.attempt(partial(_give_name, disk, hidden, path, part, replace=replace))
         for path in directories:
             disk.sync_dir(path)
         if directories and root not in directories:

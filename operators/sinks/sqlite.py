@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import xxhash
 
-from dataflow.errors import ConnectorError, NameNotFoundError, PlanError, TypeMismatchError, did_you_mean
+from dataflow.errors import (
+    ConnectorError,
+    NameNotFoundError,
+    PlanError,
+    TargetFullError,
+    TypeMismatchError,
+    did_you_mean,
+    says_full,
+)
 from dataflow.operators.base import SinkContext
 from dataflow.operators.sinks.output import Spool, not_written
 from dataflow.operators.sinks.staged import StagedEpoch, StagedSink
@@ -177,8 +185,8 @@ class SqliteSink(StagedSink):
         run = context.run or f"{context.system.chance.getrandbits(32):08x}"
         table = xxhash.xxh32_hexdigest(target.table.encode())  # several tables of a database may have rows that wait
         spool = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}-{run}-{table}.inprogress")
-        super().__init__(context, context.staging or Spool(context.system, context.schema, spool))
-        self.target, self._path = target, path
+        super().__init__(context, context.staging or Spool(context, spool))
+        self.target, self._path, self._probe = target, path, f"{spool}-probe"
         self._disk = context.system.disk
         self._waits_for_the_end = context.bounded and not self.has_store
         self._ended = False
@@ -206,6 +214,10 @@ class SqliteSink(StagedSink):
         return handle if self._ended or not self._waits_for_the_end else handle | {"rows": 0}
 
     def commit(self, handle: object) -> None:
+        """Hand the epoch's rows over; a transaction that found no room was undone, and is tried again."""
+        self.context.room.attempt(lambda: self._commit(handle))
+
+    def _commit(self, handle: object) -> None:
         super().commit(handle)
         if self._ended:  # a table without rows is made too
             with self._transaction() as connection:
@@ -356,8 +368,21 @@ class SqliteSink(StagedSink):
         try:
             yield
         except apsw.Error as error:
-            what, help = _told(error)
-            raise ConnectorError(f"write_sqlite: {self._path} {what}; {kept}", code="DF0512", help=help) from error
+            is_full = isinstance(error, apsw.FullError) or (
+                isinstance(error, apsw.CantOpenError) and self._lacks_inodes()
+            )
+            what, help = ("cannot grow: the disk is full", "make room, then run again") if is_full else _told(error)
+            kind = TargetFullError if is_full else ConnectorError
+            raise kind(f"write_sqlite: {self._path} {what}; {kept}", code="DF0512", help=help) from error
+
+    def _lacks_inodes(self) -> bool:
+        """Whether no file can be made beside the database. SQLite does not say why it could not make its journal."""
+        try:
+            self._disk.open_append(self._probe, new=True).close()
+            self._disk.remove(self._probe)
+        except OSError as error:
+            return says_full(error)
+        return False
 
     def _unfit(self, what: str, help: str) -> ConnectorError:
         return ConnectorError(
@@ -381,8 +406,6 @@ def _told(error: apsw.Error) -> tuple[str, str]:
         return "is not an SQLite database", "name another file"
     if isinstance(error, apsw.CorruptError):
         return "is damaged", "restore it from a backup"
-    if isinstance(error, apsw.FullError):
-        return "cannot grow: the disk is full", "make room, then run again"
     if isinstance(error, apsw.ConstraintError):
         return f"refused a row ({error})", "change the table's constraint, or the rows"
     return f"failed ({error})", "put that right, then run again"

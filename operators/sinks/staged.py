@@ -127,5 +127,5 @@ class StagedSink:
 
     def _stage(self) -> None:
         if self._waiting:
-            self.staging.keep(self._waiting)
+            self.context.room.attempt(lambda: self.staging.keep(self._waiting))
         self._waiting, self._waiting_bytes = [], 0

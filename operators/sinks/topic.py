@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from dataflow.operators.base import SinkContext
+from dataflow.operators.base import NO_WAITING, SinkContext, SinkRoom
 from dataflow.operators.sinks.staged import StagedEpoch, StagedSink
 from dataflow.state.layout import check_topic_name
 from dataflow.system import FilePath, Lock
@@ -47,8 +48,17 @@ class TopicSink:
     waits_for_room = True
     """A batch that finds the disk full leaves the writer as it was."""
 
-    def __init__(self, topic: str, store: Store, schema: pa.Schema, *, publishes: bool, closes: bool = False) -> None:
-        self.topic, self.store = topic, store
+    def __init__(
+        self,
+        topic: str,
+        store: Store,
+        schema: pa.Schema,
+        *,
+        publishes: bool,
+        closes: bool = False,
+        room: SinkRoom = NO_WAITING,
+    ) -> None:
+        self.topic, self.store, self._room = topic, store, room
         self.publishes, self.closes = publishes, closes
         self.writer = store.writer(topic, schema)
 
@@ -65,7 +75,7 @@ class TopicSink:
     def commit(self, handle: object) -> None:
         """Publish what the run could not; may be repeated."""
         if isinstance(handle, OwnPending) and not handle.is_published:
-            self.store.publish([handle.pending])
+            self._room.attempt(lambda: self.store.publish([handle.pending]))
             handle.is_published = True
 
     def abort(self, handle: object) -> None:
@@ -99,16 +109,16 @@ class OtherStoreSink(StagedSink):
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
         from dataflow.state.records import EpochRecord
 
-        name = self._name(epoch.history)
+        name, room = self._name(epoch.history), self.context.room
         self._lock = self._lock or self.store.lock_pipeline(name)
         if self.applied_epoch(epoch.history) >= epoch.epoch:
             return
         record = EpochRecord(pipeline=name, epoch=epoch.epoch, finished=False, graph_hash="")
         try:
             for batch in _gathered(batches):
-                self.writer.append(batch)
+                room.attempt(partial(self.writer.append, batch))
             pending = self.writer.prepare()
-            self.store.publish([] if pending is None else [pending], epoch=record)
+            room.attempt(lambda: self.store.publish([] if pending is None else [pending], epoch=record))
         except BaseException:
             self.writer.rollback()  # what is published stays
             raise
@@ -116,7 +126,7 @@ class OtherStoreSink(StagedSink):
     def commit(self, handle: object) -> None:
         super().commit(handle)
         if (pending := self.writer.prepare()) is not None:  # a topic without rows is published too, once
-            self.store.publish([pending])
+            self.context.room.attempt(lambda: self.store.publish([pending]))
 
     def abort(self, handle: object) -> None:
         super().abort(handle)
@@ -143,7 +153,7 @@ def topic_sink(topic: str, context: SinkContext, store: Store | FilePath | None 
     target = store if isinstance(store, Store) else Store(store, system=context.system)
     if context.staging is not None:
         return OtherStoreSink(topic, target, context, closes=closes)
-    return TopicSink(topic, target, context.schema, publishes=True, closes=closes)
+    return TopicSink(topic, target, context.schema, publishes=True, closes=closes, room=context.room)
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:

@@ -25,6 +25,7 @@ from dataflow.operators.sinks import parts
 from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
 from dataflow.operators.sinks.parts import PartNames
 from dataflow.system import RealSystem, SimulatedSystem
+from dataflow.torture.seam import QuickSystem
 from tests.operators.sinks.driving import HOME, SCHEMA, Pipeline, rows
 
 TABLE = pa.table({"n": [1, 2, 3], "word": ["a", None, "b, c"]})
@@ -557,8 +558,8 @@ class FullDisk:
     """A disk that takes so many bytes."""
 
     def __init__(self, room: int) -> None:
-        self.system = RealSystem()
-        inner, self.room = self.system.disk.open_append, room
+        self.disk = RealSystem().disk
+        inner, self.room = self.disk.open_append, room
 
         def open_append(path: Any, **options: Any) -> Any:
             file = inner(path, **options)
@@ -573,7 +574,7 @@ class FullDisk:
             file.write = limited  # type: ignore[method-assign]
             return file
 
-        self.system.disk.open_append = open_append  # type: ignore[method-assign]
+        self.disk.open_append = open_append  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("suffix", list(FORMATS))
@@ -581,7 +582,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, suffix: str) -> No
     table = pa.table({"n": range(50_000)})
     sink = getattr(flow.from_arrow(table), f"write_{suffix}")(tmp_path / f"out.{suffix}")
     with pytest.raises(ConnectorError, match="the disk is full") as caught:
-        flow.Pipeline("p", sink).run(system=FullDisk(1000).system)
+        flow.Pipeline("p", sink).run(system=QuickSystem(disk=FullDisk(1000).disk))
     assert "make room" in (caught.value.help or "")
     assert list(tmp_path.iterdir()) == []
 
