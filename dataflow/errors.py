@@ -152,6 +152,31 @@ def says_full(error: Exception) -> bool:
     return isinstance(error, DiskFullError)
 
 
+_ROOM, _PERMISSION = "make room, then run again", "give the user of this process the permission to write there"
+_ERRNOS = {
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _ROOM),
+    errno.EFBIG: ("a file may not become so large", "raise the limit (`ulimit -f`), or take a file system without it"),
+    errno.EACCES: ("it is not permitted", _PERMISSION),
+    errno.EPERM: ("it is not permitted", _PERMISSION),
+    errno.EROFS: ("the file system is read-only", "mount it for writing, or name a path on another one"),
+    errno.EMFILE: ("this process has too many files open", "raise the limit (`ulimit -n`)"),
+    errno.ENOENT: ("the directory is gone", "make it again, then run again"),
+    errno.ENAMETOOLONG: ("the name is too long", "shorten it: a name may have 255 bytes"),
+    errno.EXDEV: ("it lies on another file system", "name a path on the same one"),
+}
+
+
+def disk_reason(error: OSError) -> str:
+    """Why a file could not be written, for people."""
+    return _ERRNOS.get(error.errno or 0, (error.strerror or str(error), ""))[0]
+
+
+def disk_fix(error: OSError) -> str:
+    """What to do about it."""
+    return _ERRNOS.get(error.errno or 0, ("", "check the disk, then run again"))[1]
+
+
 class RunError(DataflowError):
     """A run failed; the last commit stands."""
 

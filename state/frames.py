@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dataflow.errors import DiskFullError, StoreError
+from dataflow.errors import DiskFullError, StoreError, disk_fix, disk_reason
 from dataflow.state.layout import FILE_MODE, make_durable_dirs
 from dataflow.state.log.segment import checksum_of
 from dataflow.system import AppendFile, System
@@ -184,10 +184,10 @@ class FrameFiles:
 
     def _not_written(self, owner: str, error: OSError) -> StoreError:
         return DiskFullError.or_other(error)(
-            f"rows of {owner} could not be written below {self._directory} ({error.strerror}); nothing of them was "
+            f"rows of {owner} could not be written below {self._directory}: {disk_reason(error)}; nothing of them was "
             "kept",
             code="DF0609",
-            help="make room on the disk; then run again: it goes on from the last commit",
+            help=f"{disk_fix(error)}: it goes on from the last commit",
         )
 
 

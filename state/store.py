@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
-from dataflow.errors import NameNotFoundError, StoreError, did_you_mean
+from dataflow.errors import NameNotFoundError, StoreError, did_you_mean, disk_fix, disk_reason
 from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
 from dataflow.state.layout import (
@@ -298,11 +298,12 @@ class Store:
         try:
             yield
         except OSError as error:
+            file = error.filename or "a file"
             raise StoreError(
-                f"{what} in the store {self.path} cannot be opened ({error.strerror}: {error.filename or 'a file'}); "
-                "nothing that was committed is concerned",
+                f"{what} in the store {self.path} cannot be opened: {file}: {disk_reason(error)}; nothing that was "
+                "committed is concerned",
                 code="DF0604",
-                help="check the disk: is it full, read-only, or another user's? then start again",
+                help=disk_fix(error),
             ) from error
 
     def _creation_lock(self) -> Lock:

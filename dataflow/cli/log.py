@@ -81,9 +81,7 @@ def verify_store(arguments: argparse.Namespace) -> int:
     from dataflow.state.verify import verify
 
     path = arguments.store or Path()
-    # Without its catalog it is a damaged store; a folder without topics either is none.
-    if not _names(path) & {"catalog.db", "topics"}:
-        raise _no_store(path)
+    _check_is_store(path)
     report = verify(path)
     if arguments.json:
         print(json.dumps({"ok": report.ok} | dataclasses.asdict(report)))
@@ -136,6 +134,7 @@ def _limit(text: str) -> int:
 
 def _store(path: Path | None) -> dataflow.Store:
     """An existing store; a folder that is none is wrong use, not a damaged store."""
+    _check_is_store(path or Path())
     try:
         store = dataflow.Store(path or Path())
     except StoreError as error:
@@ -143,6 +142,12 @@ def _store(path: Path | None) -> dataflow.Store:
     if not store.exists:
         raise _no_store(store.path)
     return store
+
+
+def _check_is_store(path: Path) -> None:
+    """Without its catalog it is a damaged store; a folder without topics either is none."""
+    if not _names(path) & {"catalog.db", "topics"}:
+        raise _no_store(path)
 
 
 def _names(path: Path) -> set[str]:

@@ -7,45 +7,23 @@ seam.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import xxhash
 
-from dataflow.errors import ConnectorError
+from dataflow.errors import ConnectorError, disk_fix, disk_reason
 from dataflow.operators.base import SinkContext, SinkRoom
 from dataflow.system import AppendFile, Content, Disk, FilePath
 
 SPOOL_BYTES_MAX = 16 << 20
 """Rows that wait in memory; more go to a file."""
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "it is not permitted",
-    errno.EPERM: "it is not permitted",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "the directory is gone",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.EXDEV: "it lies on another file system",
-}
-_FIXES = {
-    errno.ENOSPC: "make room, then run again",
-    errno.EDQUOT: "make room, then run again",
-    errno.EACCES: "give the user of this process the permission to write there, then run again",
-    errno.EPERM: "give the user of this process the permission to write there, then run again",
-    errno.ENAMETOOLONG: "shorten it: a name may have 255 bytes",
-}
 
 
 def not_written(path: str, error: OSError, kept: str) -> ConnectorError:
     """The error for a file that could not be written; `kept` says what is left."""
-    number = error.errno or 0
-    reason = _REASONS.get(number) or error.strerror or str(error)
     return ConnectorError(
-        f"{path} cannot be written: {reason}; {kept}",
-        code="DF0512",
-        help=_FIXES.get(number, "put that right, then run again"),
+        f"{path} cannot be written: {disk_reason(error)}; {kept}", code="DF0512", help=disk_fix(error)
     )
 
 

@@ -15,7 +15,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from dataflow.errors import DiskFullError, StoreError
+from dataflow.errors import DiskFullError, StoreError, disk_fix, disk_reason
 from dataflow.schema import plain_type
 from dataflow.state.log.segment import SEGMENT_BYTES_MAX, SEGMENT_NAME, GrowingSegment, Partition
 from dataflow.system import Lock
@@ -287,7 +287,7 @@ class TopicWriter:
 
     def _not_written(self, error: OSError) -> StoreError:
         what = (
-            f"a batch of topic `{self.topic}` could not be written ({error.strerror}); nothing of it was kept, "
+            f"a batch of topic `{self.topic}` could not be written: {disk_reason(error)}; nothing of it was kept, "
             "and what was written before is untouched"
         )
         if self.phase is WriterPhase.FAILED:
@@ -295,7 +295,7 @@ class TopicWriter:
                 what, code="DF0604", help="check the disk; then run again: it goes on from the last commit"
             )
         kind = DiskFullError.or_other(error)
-        return kind(what, code=None if kind is DiskFullError else "DF0604", help="make room on the disk, then go on")
+        return kind(what, code=None if kind is DiskFullError else "DF0604", help=disk_fix(error))
 
     def _not_cut(self, error: OSError) -> StoreError:
         return StoreError(

@@ -92,6 +92,13 @@ def test_wrong_use_exits_with_2(store: str, capsys: Said, arguments: list[str], 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", [["ls"], ["cat", "t"], ["verify"]])
+def test_a_folder_with_other_files_is_no_store(tmp_path: Path, capsys: Said, action: list[str]) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert main(["log", *action, "--store", str(tmp_path)]) == 2
+    assert "there is no store at" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_store_is_left_as_it_is(tmp_path: Path, capsys: Said) -> None:
     assert main(["log", "ls", "--store", str(tmp_path / "nothing")]) == 2
     assert "there is no store at" in capsys.readouterr().err

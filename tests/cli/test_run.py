@@ -115,6 +115,7 @@ def test_a_disk_that_takes_no_more_is_told_in_our_words_only(tmp_path: Path, pro
     )
     assert ran.returncode == 1
     assert ran.stderr.startswith("error[DF06"), ran.stderr
+    assert "help: raise the limit (`ulimit -f`)" in ran.stderr or "catalog" in ran.stderr
     assert "Traceback" not in ran.stderr and "apsw" not in ran.stderr, ran.stderr
 
 
