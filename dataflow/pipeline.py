@@ -346,7 +346,7 @@ class _Run:
                 f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
                 help="the last commit stands; a source or sink was busy in a call that did not return",
             )
-        committer.finish()
+        coordinator.finish()
         job.raise_unclosed()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
         if stopped is not None:

@@ -214,6 +214,10 @@ class Coordinator:
                 sink.commit()
         job.wake()
 
+    def finish(self) -> None:
+        """The job is over, and nothing has failed."""
+        self._timed(self.committer.finish)
+
     def _timed(self, write: Callable[[], None]) -> None:
         began = self.system.clock.monotonic()
         while True:

@@ -59,6 +59,10 @@ class Committer(Protocol):
 
     def commit(self, commit: Commit) -> None: ...
 
+    def finish(self) -> None:
+        """All sinks have committed the last epoch, and nothing has failed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SavedState:

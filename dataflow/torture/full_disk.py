@@ -2,8 +2,8 @@
 
 From the k-th write on (or the k-th new file: then only the inodes are used up) the disk has no room; the first write
 that does not fit is done in part. Whoever works is told by an error with a code, readers go on meanwhile, and once
-there is room again the work does, with the same store or with a new one. Where a tmpfs can be mounted, also on one
-that is full.
+there is room again the work does, with the same store or with a new one. Pipelines into files, SQLite and topics
+go on by themselves (`full_targets.py`). Where a tmpfs can be mounted, also on one that is full.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 
 from dataflow.torture.crash_points import CountChanges
 from dataflow.torture.frame import Budget, Plan, Result, Row, Tally, scratch
+from dataflow.torture.full_targets import try_full_targets, try_real_full_targets
 from dataflow.torture.mounts import in_own_mounts, run, why_no_tmpfs
 from dataflow.torture.processes import Reporter, run_lanes
 from dataflow.torture.seam import Change, FaultySystem, QuickSystem, Refusal, closing_quietly
@@ -34,7 +35,9 @@ ERRORS_MAX = 5
 """So often at most a full disk is tried again before there is room."""
 TMPFS_BYTES = 2 << 20
 TMPFS_TRIALS_SHARE = 4
-"""One in so many trials more is done on a real one."""
+"""One in so many trials is done on a real one."""
+PIPELINE_TRIALS_SHARE = 3
+"""One in so many trials, on a real one or not, is a pipeline's."""
 
 
 def run_plan(plan: Plan, budget: Budget, result: Result) -> None:
@@ -82,7 +85,11 @@ def lane(reporter: Reporter, *, lane: int, lanes: int, first: int, seed: int) ->
                 if number > first and reporter.goes_on(done):
                     done += 1
                     with reporter.trial(number - 1) as tally:
-                        if can_be_real and done % TMPFS_TRIALS_SHARE == 0:
+                        is_real = can_be_real and done % TMPFS_TRIALS_SHARE == 0
+                        if done % PIPELINE_TRIALS_SHARE == 0:
+                            try_pipeline = try_real_full_targets if is_real else try_full_targets
+                            try_pipeline(folder, this_seed + number, tally)
+                        elif is_real:
                             try_real_full_disk(folder, this_seed + number, tally)
                         else:
                             try_full_disk(folder, this_seed, resource, full_at, tally)

@@ -53,6 +53,7 @@ def test_a_full_disk_loses_nothing_and_doubles_nothing() -> None:
     tally = result_of(7).tally
     assert (tally.lost, tally.duplicated, tally.out_of_order, tally.hung, tally.signals) == (0, 0, 0, 0, 0)
     assert tally.faults > 20
+    assert tally.counts["targets of a pipeline were full"] > 1
 
 
 @pytest.mark.slow

@@ -131,6 +131,17 @@ def test_rows_that_wait_in_the_store_wait_for_room_there(tmp_path: Path, target:
     assert fault.refused == 3
 
 
+@pytest.mark.parametrize("from_the_last", range(8))
+def test_the_store_waits_for_room_to_its_last_commit(tmp_path: Path, from_the_last: int) -> None:
+    counted = Full("store/", times=0)
+    for name, fault in (("free", counted), ("full", Full("store/", times=1))):
+        (tmp_path / name).mkdir()
+        fault.at = counted.asked - from_the_last
+        run(tmp_path / name, "out.csv", fault, has_store=True)
+        assert read(tmp_path / name / "out.csv") == TABLE.to_pylist()
+        assert fault.refused == fault.times
+
+
 @STORES
 @pytest.mark.parametrize("kind", ["segment", "catalog"])
 def test_another_store_is_waited_for(tmp_path: Path, kind: str, has_store: bool) -> None:
