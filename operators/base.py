@@ -503,7 +503,7 @@ class SinkContext:
     """What a run gives to a sink when it makes it.
 
     `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
-    whether the input has an end. `staging` is None in a run without a store.
+    whether the input has an end. `staging` is None in a run without a store. `restart` says that all rows come again.
     """
 
     schema: pa.Schema
@@ -514,6 +514,7 @@ class SinkContext:
     run: str = ""
     bounded: bool = True
     staging: SinkStaging | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)

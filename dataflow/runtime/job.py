@@ -248,7 +248,15 @@ class Job:
         schema, sink_name = node.inputs[0].type.schema, node.stable_name
         staging = self.resume.staging(sink_name, schema)
         context = SinkContext(
-            schema, self.system, self.store, self.name, sink_name, self.resume.run, node.type.bounded, staging
+            schema,
+            self.system,
+            self.store,
+            self.name,
+            sink_name,
+            self.resume.run,
+            node.type.bounded,
+            staging,
+            self.resume.restart,
         )
         try:
             sink: Sink = spec.make(context)
