@@ -504,6 +504,7 @@ class SinkContext:
 
     `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
     whether the input has an end. `staging` is None in a run without a store. `restart` says that all rows come again.
+    `home` is the same for all runs of one store, and empty without one.
     """
 
     schema: pa.Schema
@@ -515,6 +516,7 @@ class SinkContext:
     bounded: bool = True
     staging: SinkStaging | None = None
     restart: bool = False
+    home: str = ""
 
 
 @dataclass(frozen=True)

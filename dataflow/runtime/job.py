@@ -257,6 +257,7 @@ class Job:
             node.type.bounded,
             staging,
             self.resume.restart,
+            self.resume.home,
         )
         try:
             sink: Sink = spec.make(context)
