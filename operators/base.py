@@ -530,6 +530,7 @@ class SinkContext:
 
     `name` is the sink's stable name; `run` tells this run from every other one (for names of files); `bounded` says
     whether the input has an end. `staging` is None in a run without a store; `room` waits while a disk is full.
+    `restart` says that all rows come again. `home` is the same for all runs of one store, and empty without one.
     """
 
     schema: pa.Schema
@@ -541,6 +542,8 @@ class SinkContext:
     bounded: bool = True
     staging: SinkStaging | None = None
     room: SinkRoom = NO_WAITING
+    restart: bool = False
+    home: str = ""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,11 @@ class Store:
         """Whether anything was written here yet."""
         return self.system.disk.exists(self._layout.catalog)
 
+    @property
+    def id(self) -> str:
+        """What tells it from every other store."""
+        return self._catalog().store_id
+
     def close(self) -> None:
         """Close what is open; locks that `append` left are freed. Writers are closed by their owners."""
         with self._append_mutex:

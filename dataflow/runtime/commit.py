@@ -145,6 +145,8 @@ class StoreCommitter:
             durable=True,
             epoch=state.epoch if state is not None else 0,
             run=self._new_name(state.epoch + 1 if state is not None else 1),
+            home=self.store.id,
+            restart=restart,
             positions=cast(Mapping[str, Mapping[str, Position]], checkpoint.get("sources", {}) if is_kept else {}),
             states={
                 name: SavedState(values, [_piece(files, one) for one in frames if one.owner == f"state {name}"])

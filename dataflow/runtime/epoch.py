@@ -81,6 +81,10 @@ class Resume:
     """The last one that was committed."""
     run: str = ""
     """A name that no other run has."""
+    home: str = ""
+    """The store's id; empty without one."""
+    restart: bool = False
+    """Whether it begins at the inputs' start though earlier runs have committed epochs."""
     positions: Mapping[str, Mapping[str, Position]] = field(default_factory=dict)
     states: Mapping[str, SavedState] = field(default_factory=dict)
     handles: Mapping[str, object] = field(default_factory=dict)

@@ -263,6 +263,8 @@ class Job:
             node.type.bounded,
             staging,
             BlockingRoom(self.system.clock, self._over),
+            self.resume.restart,
+            self.resume.home,
         )
         try:
             sink: Sink = spec.make(context)

@@ -250,7 +250,9 @@ class FileSink:
         self._disk, self._clock, self._staging = context.system.disk, context.system.clock, context.staging
         self._room = context.room
         run = context.run or f"{context.system.chance.getrandbits(32):08x}"
-        self._names = PartNames.of(context.pipeline, context.name, run, target.format.suffix, target.file)
+        self._names = PartNames.of(
+            context.pipeline, context.name, context.home or run, run, target.format.suffix, target.file
+        )
         self._roll = target.roll or Roll.default(target.bounded)
         self._parts = PartsWriter(
             self._disk,
@@ -271,6 +273,8 @@ class FileSink:
         self._shrinks_to = 1.0
         """Bytes of parts for a byte of staged rows, as seen last."""
         self._ended = self._uncommitted = self._aborted = False
+        self._has_parts = False
+        """Whether runs of this store have parts in the directory, as far as anybody looked."""
         self._finished: FileEpoch | None = None
         if self._staging is None:  # else `recover` comes, and knows whether this is a restart
             self._begin(None)
@@ -285,6 +289,7 @@ class FileSink:
             if last is None:
                 self._check_free()
             else:
+                self._check_others()
                 self._commit(last)
                 self._go_on(last)
             if self._staging is not None:
@@ -325,12 +330,15 @@ class FileSink:
             parts = self._parts_due() if self._staging is None else self._staged_parts_due()
         waited = 0.0 if self._oldest_at is None else self._clock.monotonic() - self._oldest_at
         done = FileEpoch(tuple(parts), waited, self._ended)
-        if self._ended:
-            try:  # once more, just before the commit
+        try:  # once more, just before the commit
+            if parts:
+                self._check_others()
+            if self._ended:
                 self._check_foreign({os.path.dirname(part.name) for part in parts})
-            except ConnectorError:
-                remove_hidden(self._disk, self.target.root, parts)
-                raise
+        except ConnectorError:
+            remove_hidden(self._disk, self.target.root, parts)
+            raise
+        if self._ended:
             self._finished = done
         return done.to_json()
 
@@ -483,6 +491,26 @@ class FileSink:
         if target.mode == "replace" and (found := next(foreign, None)):
             raise _not_ours(target.path, os.path.join(*found))
 
+    def _check_others(self) -> None:
+        """Whose parts came first may go on. A run of another store began before any was there, too: its rows, and
+        ours, waited in the stores."""
+        target = self.target
+        if target.mode != "error" or not target.is_directory or self._has_parts or not self._disk.exists(target.root):
+            return
+        others = None
+        for directory, name in self._files():
+            if self._names.is_home_part(name):
+                self._has_parts = True
+                return
+            if self._names.is_own_part(name):
+                others = os.path.join(directory, name)
+        if others is not None:
+            raise _exists(
+                f"{target.path} came to have parts of this pipeline that a run of another store, or of none, has "
+                f"written ({others}), and its rows would be there twice",
+                "move them away, then run again",
+            )
+
     def _check_foreign(self, directories: Iterable[str]) -> None:
         """Nobody else has files where ours are to replace the old ones."""
         if self.target.mode != "replace_partitions":
@@ -513,11 +541,12 @@ class FileSink:
             )
 
     def _remove_leftovers(self) -> None:
-        """Hidden files of earlier runs that no committed epoch names; the pipeline's lock says that none is at work."""
+        """Hidden files of earlier runs that no committed epoch names; the pipeline's lock says that none is at work.
+        Those of other stores stay: their runs may be."""
         if not self._disk.is_dir(self.target.root):
             return
         for name in self._disk.list_dir(self.target.root):
-            if self._names.is_own_hidden(name):
+            if self._names.is_home_hidden(name):
                 self._disk.remove(os.path.join(self.target.root, name))
 
     def _probe(self) -> None:

@@ -2,9 +2,10 @@
 
 A part is written under a hidden name in the target's directory and made durable; the epoch's handle says which name,
 size and hash it has, and the commit gives it its visible one. That may be done again at any time: a part that has its
-name already is known by its size and hash. Names carry the pipeline, the sink and the run, so a file that somebody else
-put there is never taken for one of ours. The hard part is a directory for each value of some columns (`partition_by`):
-rows of all of them are gathered in memory, so that few files are open and none is made for a handful of rows.
+name already is known by its size and hash. Names carry the pipeline, the sink, the run and its store, so a file that
+somebody else put there is never taken for one of ours, nor one of another store's run that writes there, too. The hard
+part is a directory for each value of some columns (`partition_by`): rows of all of them are gathered in memory, so that
+few files are open and none is made for a handful of rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OPEN_FILES_MAX = 128
 """Processes may have 1,024 files open by default, and a run has other ones, too."""
 PARTITIONS_MAX = 10_000
 """Of rows that are written together. More directories than that are a mistake (a column of ids) rather than a wish."""
-NAME_BYTES_MAX = 100
+NAME_BYTES_MAX = 80
 """Of what users may have called something, inside of a file's name (255 bytes)."""
 NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
 """What all readers of such directories take for null."""
@@ -63,30 +64,44 @@ class PartNames:
 
     owner: str
     """Of all runs of the sink; begins the names of parts."""
+    home: str
+    """Of those of them that have one store."""
     run: str
     suffix: str
     file: str | None = None
 
     @classmethod
-    def of(cls, pipeline: str, sink: str, run: str, suffix: str, file: str | None) -> PartNames:
-        told = xxhash.xxh3_64_hexdigest(f"{pipeline}\0{sink}".encode())[:8]
-        return cls(f"part-{_short(escape(pipeline))}-{told}", _short(escape(run)), suffix, file)
+    def of(cls, pipeline: str, sink: str, home: str, run: str, suffix: str, file: str | None) -> PartNames:
+        told = _hash(f"{pipeline}\0{sink}")
+        owner = f"part-{_short(escape(pipeline))}-{told}"
+        return cls(owner, _hash(home), _short(escape(run)), suffix, file)
 
     def visible(self, number: int) -> str:
-        return self.file or f"{self.owner}-{self.run}-{number:05}.{self.suffix}"
+        return self.file or f"{self.owner}-{self.run}-{self.home}-{number:05}.{self.suffix}"
 
     def hidden(self, number: int) -> str:
         """Begins with a dot, so that no reader of the directory takes it for a part."""
         file = f"{_short(self.file)}-" if self.file else ""
-        return f".{file}{self.owner}-{self.run}-{number:05}.{self.suffix}.inprogress"
+        return f".{file}{self.owner}-{self.run}-{self.home}-{number:05}.{self.suffix}.inprogress"
 
     def is_own_part(self, name: str) -> bool:
+        """Whether any run of the sink made it, also one of another store."""
         return re.fullmatch(rf"{re.escape(self.owner)}-.+-\d+\.{self.suffix}", name) is not None
 
-    def is_own_hidden(self, name: str) -> bool:
+    def is_home_part(self, name: str) -> bool:
+        return re.fullmatch(self._home_pattern, name) is not None
+
+    def is_home_hidden(self, name: str) -> bool:
         file = f"{_short(self.file)}-" if self.file else ""
-        pattern = rf"\.{re.escape(file)}{re.escape(self.owner)}-.+-\d+\.{self.suffix}\.inprogress"
-        return re.fullmatch(pattern, name) is not None
+        return re.fullmatch(rf"\.{re.escape(file)}{self._home_pattern}\.inprogress", name) is not None
+
+    @property
+    def _home_pattern(self) -> str:
+        return rf"{re.escape(self.owner)}-.+-{self.home}-\d+\.{self.suffix}"
+
+
+def _hash(name: str) -> str:
+    return xxhash.xxh3_64_hexdigest(name.encode())[:8]
 
 
 def _short(name: str) -> str:

@@ -225,14 +225,13 @@ class SqliteSink(StagedSink):
 
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
         with self._transaction() as connection:
+            if self.has_store and self._applied_epoch(connection, epoch.history) >= epoch.epoch:
+                return
             connection.execute(self.target.create_sql)
+            self._insert(connection, batches)
             if not self.has_store:
-                self._insert(connection, batches)
                 return
             connection.execute(_EPOCHS_SQL)
-            if self._applied_epoch(connection, epoch.history) >= epoch.epoch:
-                return
-            self._insert(connection, batches)
             row = (self.context.pipeline, self.context.name, epoch.history, epoch.epoch)
             connection.execute(f"INSERT OR REPLACE INTO {EPOCHS_TABLE} VALUES (?, ?, ?, ?)", row)
 
@@ -240,9 +239,13 @@ class SqliteSink(StagedSink):
         if not self._is_there:
             return 0
         with self._telling(), closing(self._connect()) as connection:
-            return self._applied_epoch(connection, history) if connection.table_exists(None, EPOCHS_TABLE) else 0
+            return self._applied_epoch(connection, history)
 
     def _applied_epoch(self, connection: apsw.Connection, history: str) -> int:
+        """0 also where the table was dropped, whatever the database remembers."""
+        is_there = "SELECT 1 FROM pragma_table_info(?) LIMIT 1"
+        if not all(list(connection.execute(is_there, (name,))) for name in (self.target.table, EPOCHS_TABLE)):
+            return 0
         sql = f"SELECT max(epoch) FROM {EPOCHS_TABLE} WHERE pipeline = ? AND sink = ? AND history = ?"
         name = (self.context.pipeline, self.context.name, history)
         return int(connection.execute(sql, name).fetchall()[0][0] or 0)

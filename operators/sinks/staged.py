@@ -1,9 +1,10 @@
 """Sinks that write somewhere else after the commit: the epoch's rows wait in the store until they are there.
 
 `prepare` makes the rows durable, `commit` hands them over. A commit that is repeated must not write twice, so the
-target keeps, in the same transaction as the rows, how far it got; the words for that come from here. The hard part is
-telling histories apart: a pipeline that begins anew in another store counts its epochs from 1 again, and a target that
-remembers the old ones must not take the new rows for those that it has. So each history gets a name, by chance.
+target keeps, in the same transaction as the rows, how far it got; the words for that come from here. A run goes on only
+where that fits what the store says: neither is an older copy, or gone. The hard part is telling histories apart: a
+pipeline that begins anew in another store counts its epochs from 1 again, and a target that remembers the old ones must
+not take the new rows for those that it has. So each history gets a name, by chance.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ class StagedEpoch:
     history: str
     epoch: int
     rows: int
+    before: int
+    """The last epoch before it that had rows; 0 for none."""
 
     @classmethod
     def of(cls, handle: object) -> StagedEpoch:
         told: Any = handle
-        return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]))
+        before = int(told.get("before", 0))  # stores of earlier versions do not say
+        return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]), before)
 
 
 class Waiting(Protocol):
@@ -54,25 +58,34 @@ class StagedSink:
         self._history = f"{context.system.chance.getrandbits(64):016x}"
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
-        self._epoch = 0
-        """The last one that was prepared."""
+        self._epoch = self._epoch_with_rows = 0
+        """The last one that was prepared, and the last one that was handed over and had rows."""
         self._applied: StagedEpoch | None = None
 
     def apply(self, epoch: StagedEpoch, batches: Iterable[pa.RecordBatch]) -> None:
         """Write the rows of an epoch, unless the target has them already."""
         raise NotImplementedError
 
-    def applied_epoch(self, history: str) -> int:
-        """The last epoch of a history whose rows the target has; 0 for none, or when it does not say."""
-        return 0
+    def applied_epoch(self, history: str) -> int | None:
+        """The last epoch of a history whose rows the target has; 0 for none, None when it does not say."""
+        return None
+
+    def begin(self) -> None:
+        """The target is what the store takes it for; what it takes to write there may be made now."""
 
     def recover(self, handle: object) -> None:
         """Hand over what an earlier run has committed and perhaps not handed over."""
-        if handle is not None:
-            last = StagedEpoch.of(handle)
-            self._require_not_ahead(last)
-            self._history, self._epoch = last.history, last.epoch
-            self._apply(last)
+        if handle is None:
+            self.begin()
+            return
+        last = StagedEpoch.of(handle)
+        found = self.applied_epoch(last.history)
+        if found is not None:
+            self._check_target(last, found)
+        self.begin()
+        self._history, self._epoch = last.history, last.epoch
+        self._epoch_with_rows = last.before if found is None else found
+        self._apply(last)
 
     def open(self, epoch: int) -> None:
         """Nothing to open."""
@@ -88,7 +101,7 @@ class StagedSink:
     def prepare(self, epoch: int) -> dict[str, object]:
         self._stage()
         self._epoch = max(epoch, self._epoch + 1)
-        return asdict(StagedEpoch(self._history, self._epoch, self.staging.rows))
+        return asdict(StagedEpoch(self._history, self._epoch, self.staging.rows, self._epoch_with_rows))
 
     def commit(self, handle: object) -> None:
         """Hand the epoch's rows over; may be repeated."""
@@ -105,16 +118,24 @@ class StagedSink:
         if not self.has_store:
             self.staging.drop()
 
-    def _require_not_ahead(self, last: StagedEpoch) -> None:
-        """The target has an epoch after the store's commit of it. If it has a later one, the store is an older copy,
-        whose next epochs would pass for those that the target has."""
-        found = self.applied_epoch(last.history)
+    def _check_target(self, last: StagedEpoch, found: int) -> None:
+        """The target gets an epoch after the store's commit of it, and before the next one. If it has a later one, the
+        store is an older copy, whose next epochs would pass for those that the target has. If it has less, the target
+        is one, or was made anew: the rows of all epochs but the last are nowhere else."""
         if found > last.epoch:
             raise ConnectorError(
                 f"{self.context.name} has the rows of epoch {found} of pipeline `{self.context.pipeline}`, and the "
                 f"store of this run is at {last.epoch}: it is an older copy; nothing was changed",
                 code="DF0516",
                 help="put the newer store back; or give the pipeline another name, and it begins at the inputs' start",
+            )
+        if found < last.before and not self.context.restart:
+            has = f"has its rows up to epoch {found} only" if found else "has none of its rows"
+            raise ConnectorError(
+                f"pipeline `{self.context.pipeline}` has written {self.context.name} up to epoch {last.before}, and "
+                f"what is there now {has}: it was removed, or is an older copy; nothing was changed",
+                code="DF0517",
+                help="put it back; or begin again with `restart`: all rows are then written once more",
             )
 
     def _apply(self, epoch: StagedEpoch) -> None:
@@ -123,6 +144,7 @@ class StagedSink:
         if epoch.rows:
             self.apply(epoch, self.staging.batches())
             self.staging.drop()
+            self._epoch_with_rows = epoch.epoch
         self._applied = epoch
 
     def _stage(self) -> None:

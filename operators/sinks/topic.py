@@ -22,7 +22,7 @@ from dataflow.state.layout import check_topic_name
 from dataflow.system import FilePath, Lock
 
 if TYPE_CHECKING:
-    from dataflow.state.log.writer import Pending
+    from dataflow.state.log.writer import Pending, TopicWriter
     from dataflow.state.store import Store
 
 __all__ = ["OtherStoreSink", "TopicSink", "check_topic_name", "topic_sink"]
@@ -95,9 +95,12 @@ class OtherStoreSink(StagedSink):
         assert context.staging is not None
         super().__init__(context, context.staging)
         self.topic, self.store, self._closes = topic, store, closes
-        self.writer = store.writer(topic, context.schema)
+        self.writer: TopicWriter
         self._lock: Lock | None = None
         """Of the name under which the other store keeps the epochs."""
+
+    def begin(self) -> None:
+        self.writer = self.store.writer(self.topic, self.context.schema)
 
     def applied_epoch(self, history: str) -> int:
         known = self.store.pipeline(self._name(history)) if self.store.exists else None

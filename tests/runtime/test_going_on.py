@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -497,3 +499,84 @@ def test_an_older_copy_of_the_store_is_refused_by_what_is_ahead_of_it(tmp_path: 
     with pytest.raises(ConnectorError, match="older copy") as caught:
         run(20, 30)
     assert caught.value.code == "DF0516"
+
+
+class Written:
+    """A pipeline that writes ten rows more with each run, into a table or into a topic of another store."""
+
+    def __init__(self, home: Path, target: str) -> None:
+        self.home, self.target, self.rows = home, target, 0
+        (home / "in").mkdir()
+
+    def run(self, rows: int = 10, *, restart: bool = False) -> None:
+        first, self.rows = self.rows, self.rows + rows
+        text = "".join(f"{n}\n" for n in range(first, self.rows))
+        (self.home / "in" / f"{first:04}-{rows}.csv").write_text(f"n\n{text}")
+        self.go_on(restart=restart)
+
+    def go_on(self, *, restart: bool = False) -> None:
+        stream = flow.read_csv(f"{self.home}/in/*.csv", schema={"n": "int64"})
+        sink = (
+            stream.write_topic("t", store=self.home / "o")
+            if self.target == "topic"
+            else stream.write_sqlite(self.home / "o", "t")
+        )
+        flow.Pipeline("job", sink).run(store=self.home / "store", until="head", restart=restart)
+
+    def seen(self) -> list[int]:
+        if self.target == "topic":
+            with flow.Store(self.home / "o") as store:
+                return store.read("t")["n"].to_pylist()  # type: ignore[no-any-return]
+        with closing(sqlite3.connect(self.home / "o")) as connection:
+            return [n for (n,) in connection.execute("SELECT n FROM t")]
+
+    def lose(self) -> None:
+        path = self.home / "o"
+        if self.target == "dropped table":
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("DROP TABLE t")
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize("target", ["table", "dropped table", "topic"])
+def test_a_target_that_is_gone_is_refused_and_written_anew_by_a_restart(tmp_path: Path, target: str) -> None:
+    """The rows of all epochs but the last are nowhere else: what is made anew would have the others only."""
+    written = Written(tmp_path, target)
+    written.run()
+    written.run()
+    written.lose()
+    for _ in range(2):
+        with pytest.raises(
+            ConnectorError, match=r"up to epoch \d, .* has none of its rows.*nothing was changed"
+        ) as caught:
+            written.go_on()
+        assert caught.value.code == "DF0517"
+        assert (tmp_path / "o").exists() is (target == "dropped table")
+    written.run(restart=True)
+    written.run()
+    assert written.seen() == list(range(40))
+
+
+@pytest.mark.parametrize("target", ["table", "topic"])
+def test_an_older_copy_of_a_target_is_refused(tmp_path: Path, target: str) -> None:
+    written = Written(tmp_path, target)
+    written.run()
+    copy = shutil.copy if target == "table" else shutil.copytree
+    copy(tmp_path / "o", tmp_path / "copy")
+    written.run()
+    written.run(0)
+    written.lose()
+    copy(tmp_path / "copy", tmp_path / "o")
+    with pytest.raises(ConnectorError, match=r"DF0517.*up to epoch \d, .* has its rows up to epoch 1 only"):
+        written.run()
+
+
+def test_epochs_without_rows_need_no_target(tmp_path: Path) -> None:
+    written = Written(tmp_path, "table")
+    written.run(0)
+    written.run(0)
+    written.run()
+    assert written.seen() == list(range(10))

@@ -121,7 +121,15 @@ class Pipeline:
         files = FrameFiles(self.system, HOME, f"{HOME}/frames", self.next_number)
         staging = Staging(files, "sink", SCHEMA, self.frames)
         context = SinkContext(
-            SCHEMA, self.system, None, self.name, "sink", f"run{self.lives}", bounded=self.bounded, staging=staging
+            SCHEMA,
+            self.system,
+            None,
+            self.name,
+            "sink",
+            f"run{self.lives}",
+            bounded=self.bounded,
+            staging=staging,
+            home="store",
         )
 
         def step(call: Callable[..., Any], *arguments: object) -> Any:

@@ -285,6 +285,15 @@ def test_a_life_leaves_no_hidden_files(name: str) -> None:
     assert hidden == []
 
 
+def test_a_table_that_was_dropped_while_all_its_rows_wait_yet_is_written_anew() -> None:
+    case = Case(TARGETS["sqlite"](), epochs=[[], [rows(1, 2)]])
+    case.pipeline.life()
+    with closing(apsw.Connection(f"{HOME}/out.db", vfs=case.pipeline.system.disk.vfs_name())) as connection:
+        connection.execute("DROP TABLE t")
+    case.pipeline.life()
+    case.check()
+
+
 @pytest.mark.parametrize("name", ["sqlite", "topic of another store"])
 def test_a_pipeline_that_begins_anew_in_another_store_is_not_taken_for_the_old_one(name: str) -> None:
     target = TARGETS[name]()

@@ -24,6 +24,7 @@ from dataflow.operators.base import SinkContext
 from dataflow.operators.sinks import parts
 from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
 from dataflow.operators.sinks.parts import PartNames
+from dataflow.state.frames import FrameFiles, Staging
 from dataflow.system import RealSystem, SimulatedSystem
 from dataflow.torture.seam import QuickSystem
 from tests.operators.sinks.driving import HOME, SCHEMA, Pipeline, rows
@@ -257,21 +258,95 @@ def test_parts_of_a_size() -> None:
     assert all(100 <= size < 300 for size in sizes)
 
 
-def test_recovery_removes_the_hidden_files_of_its_own_sink_only() -> None:
+def test_recovery_removes_the_hidden_files_of_its_own_sink_and_store_only() -> None:
     target = FileTarget(path=f"{HOME}/out/", format=FORMATS["csv"], schema=SCHEMA, bounded=True, mode="append")
     pipeline = Pipeline(lambda context: FileSink(target, context), [[rows(1)]])
     disk = pipeline.system.disk
     disk.make_dirs(f"{HOME}/out")
-    own = PartNames.of("my pipe", "sink", "earlier", "csv", None)
+    own = PartNames.of("my pipe", "sink", "store", "earlier", "csv", None)
     foreign = [
-        PartNames.of("my pipe", "other", "earlier", "csv", None).hidden(1),
-        PartNames.of("my", "sink", "earlier", "csv", None).hidden(1),
+        PartNames.of("my pipe", "other", "store", "earlier", "csv", None).hidden(1),
+        PartNames.of("my", "sink", "store", "earlier", "csv", None).hidden(1),
+        PartNames.of("my pipe", "sink", "elsewhere", "earlier", "csv", None).hidden(1),
         ".mine.csv.inprogress",
     ]
     for name in (own.hidden(1), own.hidden(12), *foreign):
         disk.write_bytes(f"{HOME}/out/{name}", b"")
     pipeline.life()
     assert [name for name in disk.list_dir(f"{HOME}/out") if name.startswith(".")] == sorted(foreign)
+
+
+def test_names_of_hidden_files_fit_into_255_bytes() -> None:
+    run = f"{1:012}-{1:012x}"
+    for text in ("x" * 200, "Ü" * 100):
+        names = PartNames.of(text, "sink", "store", run, "parquet", f"{text}.parquet")
+        assert len(names.hidden(99_999).encode()) <= 255
+        assert len(PartNames.of(text, "sink", "store", run, "parquet", None).visible(99_999)) <= 255
+
+
+# ── runs of several stores ──
+
+
+def sink_of(system: SimulatedSystem, home: str, mode: str) -> FileSink:
+    """Of one run of the same pipeline, each in a store of its own."""
+    disk = system.disk
+    if not disk.exists(HOME):
+        disk.make_dirs(HOME)
+    target = FileTarget(path=f"{HOME}/out/", format=FORMATS["csv"], schema=SCHEMA, bounded=True, mode=mode)
+    kept = Staging(FrameFiles(system, HOME, f"{HOME}/{home}", 1), "s", SCHEMA)
+    sink = FileSink(target, SinkContext(SCHEMA, system, None, "p", "s", f"run-{home}", staging=kept, home=home))
+    sink.recover(None)
+    return sink
+
+
+def prepared(sink: FileSink, batch: pa.RecordBatch) -> dict[str, object]:
+    sink.open(1)
+    sink.write(batch)
+    sink.end()
+    return sink.prepare(1)
+
+
+def test_runs_of_two_stores_append_to_one_directory_at_a_time() -> None:
+    system = SimulatedSystem(seed=1)
+    one = sink_of(system, "one", "append")
+    handle = prepared(one, rows(1))
+    other = sink_of(system, "two", "append")
+    other.commit(prepared(other, rows(2)))
+    one.commit(handle)
+    assert len(parts_of(system)) == len(system.disk.list_dir(f"{HOME}/out")) == 2
+
+
+def test_of_two_runs_at_a_time_that_allow_nothing_to_be_there_the_later_one_is_refused() -> None:
+    system = SimulatedSystem(seed=1)
+    one, other = sink_of(system, "one", "error"), sink_of(system, "two", "error")
+    handle = prepared(other, rows(2))
+    other.commit(handle)
+    with pytest.raises(ConnectorError, match=r"DF0511.*of another store.*nothing was changed"):
+        prepared(one, rows(1))
+    other.commit(handle)
+    assert len(parts_of(system)) == len(system.disk.list_dir(f"{HOME}/out")) == 1
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_rows_that_waited_while_a_run_of_another_store_wrote_are_not_put_beside_its_own(
+    tmp_path: Path, store: bool
+) -> None:
+    def run(store: str | None, until: str | None = None) -> None:
+        rows = flow.from_arrow(TABLE, name="t").write_csv(tmp_path / "out/")
+        flow.Pipeline("p", rows).run(store=store and tmp_path / store, until=until)
+
+    run("one", "head")
+    assert visible(tmp_path / "out") == []
+    run("two" if store else None)
+    [theirs] = visible(tmp_path / "out")
+    with pytest.raises(ConnectorError, match="DF0511") as caught:
+        run("one")
+    assert theirs in str(caught.value)
+    assert visible(tmp_path / "out") == [theirs]
+    (tmp_path / "out" / theirs).rename(tmp_path / "theirs.csv")
+    run("one")
+    assert len(visible(tmp_path / "out")) == 1
+    run("one")
 
 
 # ── modes ──
