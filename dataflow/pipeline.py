@@ -334,7 +334,7 @@ class _Run:
                 coordinator.run(job)
             finally:
                 job.halt()
-                job.join()
+                job.join(coordinator.join_seconds)
                 job.close()
                 signals.restore()
         job.raise_failure()

@@ -22,8 +22,10 @@ from dataflow.runtime.room import ROOM_SECONDS, Room
 from dataflow.runtime.task import Task
 from dataflow.system import Mutex, System
 
-STOP_SECONDS_MAX = 4.5
+STOP_SECONDS_MAX = 4.25
 """After a signal, what is in flight has this long to commit; then the last commit has to do."""
+LEAVE_SECONDS = 0.25
+"""What is left of the five seconds for threads to leave their calls; the end of the process needs some of it, too."""
 WAIT_SECONDS = 0.1
 """Signals are noticed at least this often."""
 
@@ -121,6 +123,7 @@ class Coordinator:
         """Commit what is in flight and leave. May be called from a signal handler, so it must not wake: the handler
         interrupts the thread that waits, which may hold the event's lock at that moment, and would never get it."""
         self.stop_asked = True
+        self._leave_at = self.system.clock.monotonic() + STOP_SECONDS_MAX
 
     def give_up(self) -> None:
         """Leave at once; what is in flight is nobody's. From a signal handler too, as `stop`."""
@@ -138,21 +141,25 @@ class Coordinator:
                 due = WAIT_SECONDS if is_waiting else max(self._due - clock.monotonic(), 0.001)
                 self._changed.wait(min(WAIT_SECONDS, due))
 
+    @property
+    def join_seconds(self) -> float:
+        """How long the threads of a job that is over may take to leave what they are inside of."""
+        if not self._leave_at:
+            return STOP_SECONDS_MAX
+        return max(self._leave_at - self.system.clock.monotonic(), 0.0) + LEAVE_SECONDS
+
     def begin(self, job: Job) -> None:
         """The clock of the epochs starts. Before the job does."""
         self._tasks = {id(task): task for task in job.tasks}
         self._keepers = self._tasks.keys() - {id(sink) for sink in job.sinks}
         self._due = self.system.clock.monotonic() + self.interval_seconds
-        self._leave_at = 0.0
 
     def turn(self, job: Job) -> None:
         """Commit what is complete; begin what is due."""
         self._commit_if_complete(job)
         now = self.system.clock.monotonic()
-        if self.enough():  # only ever set: a signal may come at any moment, and must not be overwritten
-            self.stop_asked = True
-        if self.stop_asked and not self._leave_at:
-            self._leave_at = now + STOP_SECONDS_MAX
+        if self.enough() and not self.stop_asked:
+            self.stop()
         if self._leave_at and now >= self._leave_at:
             self.gave_up = True
             return

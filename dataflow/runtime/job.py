@@ -40,9 +40,6 @@ from dataflow.runtime.unread import Unread, UnreadRows
 from dataflow.runtime.worker import Worker
 from dataflow.system import System, Thread
 
-JOIN_SECONDS = 5.0
-"""A worker in a call that does not return (a user's generator) is left behind after this long."""
-
 
 @dataclass(slots=True)
 class Failure:
@@ -357,9 +354,11 @@ class Job:
             worker.stopped = True
             worker.wake.set()
 
-    def join(self) -> None:
+    def join(self, seconds: float) -> None:
+        """Wait for all threads together so long; one in a call that does not return is left to it."""
+        until = self.system.clock.monotonic() + seconds
         for thread in self._threads:
-            thread.join(JOIN_SECONDS)
+            thread.join(max(until - self.system.clock.monotonic(), 0.0))
 
     def close(self) -> None:
         """Finish what the store has committed, take back what it has not, and let the sinks go. The workers have

@@ -16,6 +16,7 @@ import pytest
 
 import dataflow as flow
 from dataflow.errors import RunError
+from dataflow.runtime import coordinator
 
 
 class SlowSink:
@@ -54,6 +55,49 @@ def test_sigterm_under_a_slow_sink_commits_a_prefix(workers: int) -> None:
     assert result.stopped == "SIGTERM"
     assert sink.rows == list(range(len(sink.rows))) and len(sink.rows) < 500_000
     assert sink.committed[-1] == len(sink.rows) == result.rows_out == result.rows_in
+
+
+class BusySink(SlowSink):
+    """Its first write asks for a stop, and lasts until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(stop_after=0)
+        self.go_on, self.is_left = threading.Event(), threading.Event()
+        self.aborted = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.go_on.wait(60)
+        self.is_left.set()
+
+    def abort(self, handle: object) -> None:
+        self.aborted += 1
+
+
+def test_sinks_that_stay_inside_of_a_call_are_left_to_it_and_nothing_is_committed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.2)
+    sinks = [BusySink(), BusySink()]
+    numbers = flow.from_arrow(pa.table({"n": range(10)}))
+    outputs = [numbers.to(sink, name=f"s{number}") for number, sink in enumerate(sinks)]
+    before = set(threading.enumerate())
+    heard = signal.signal(signal.SIGTERM, lambda number, frame: None)  # of the second sink
+    began = time.monotonic()
+    try:
+        with pytest.raises(RunError, match="could not be committed in time"):
+            flow.Pipeline("busy", *outputs, numbers.write_topic("t")).run(store=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+    assert time.monotonic() - began < 3
+    for sink in sinks:
+        sink.go_on.set()
+        assert sink.is_left.wait(60)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert [(sink.committed, sink.aborted) for sink in sinks] == [([], 0), ([], 0)]
+    with flow.Store(tmp_path) as store:
+        assert store.pipeline("busy") is None and not store.topics()
 
 
 def interrupted(number: int) -> flow.Stream:
