@@ -383,6 +383,11 @@ class Job:
             except Exception as error:  # noqa: BLE001  # nothing depends on it: the sink has committed, or taken back
                 self.unclosed.append((task, error))
 
+    @property
+    def lacking(self) -> str | None:
+        """What a sink has no room for on the disk, if one waits for that."""
+        return next((sink.writer.room.lacking for sink in self.sinks if sink.writer.room.lacking), None)
+
     def ledger(self) -> dict[str, StepCounts]:
         """Where each row went, by step, as far as the tasks have come."""
         return summed(one for task in self.tasks for one in task.parts.counts)

@@ -23,12 +23,14 @@ class Room:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: float | None = None
+        self.lacking: str | None = None
+        """What there is no room for, while it waits."""
 
     def wait(self, error: DiskFullError) -> None:
         """There was no room; raises the error when that has been so for too long."""
         now = self._clock.monotonic()
         if self._since is None:
-            self._since = now
+            self._since, self.lacking = now, error.message
             sys.stderr.write(f"the disk is full: {error.message}; waiting for room, nothing is lost\n")
         elif now - self._since > FULL_SECONDS_MAX:
             raise error
@@ -36,5 +38,5 @@ class Room:
     def found(self) -> None:
         """There was room."""
         if self._since is not None:
-            self._since = None
+            self._since = self.lacking = None
             sys.stderr.write("there is room on the disk again: going on\n")

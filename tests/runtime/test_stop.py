@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import dataflow as flow
-from dataflow.errors import RunError
+from dataflow.errors import DiskFullError, RunError
 from dataflow.runtime import coordinator
 
 
@@ -98,6 +98,24 @@ def test_sinks_that_stay_inside_of_a_call_are_left_to_it_and_nothing_is_committe
     assert [(sink.committed, sink.aborted) for sink in sinks] == [([], 0), ([], 0)]
     with flow.Store(tmp_path) as store:
         assert store.pipeline("busy") is None and not store.topics()
+
+
+class FullSink(SlowSink):
+    """Never finds room; a stop is asked for meanwhile."""
+
+    waits_for_room = True
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise DiskFullError("rows.log cannot grow")
+
+
+def test_a_stop_while_the_disk_is_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.2)
+    with pytest.raises(RunError, match=r"the disk is full: rows\.log cannot grow") as caught:
+        flow.Pipeline("full", flow.from_arrow(pa.table({"n": range(10)})).to(FullSink(0))).run(store=tmp_path)
+    assert caught.value.code == "DF0701"
+    assert "make room" in (caught.value.help or "") and "busy" not in (caught.value.help or "")
 
 
 def interrupted(number: int) -> flow.Stream:
