@@ -11,15 +11,11 @@ import json
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
+from dataflow.command_signals import CommandSignals
 from dataflow.errors import DataflowError
 from dataflow.event_time import duration_us
 
@@ -64,11 +60,11 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with _early_stop() as early:
-        pipeline = load_pipeline(arguments.program)
-    if early.is_asked:
-        print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
-        return EXIT_CUT_SHORT
+    signals: CommandSignals = arguments.signals
+    pipeline = load_pipeline(arguments.program)
+    signals.let_go(signal.SIGTERM)
+    if signals.noted is not None:
+        return stopped_early(signals.noted)
     _show_log()
     try:
         result = pipeline.run(
@@ -84,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - it came out of the user's program
         print(user_traceback(error), end="", file=sys.stderr)
         return EXIT_FAILED
+    signals.ignore()
     if arguments.json:
         print(json.dumps(_facts(pipeline.name, result)))
     elif not result.already_finished:  # the run itself has told of that
@@ -99,34 +96,10 @@ def _show_log() -> None:
     log.handlers = [logging.StreamHandler()]
 
 
-@dataclass
-class _EarlyStop:
-    """Whether SIGTERM has come before there was a run to stop."""
-
-    is_asked: bool = False
-
-
-@contextmanager
-def _early_stop() -> Iterator[_EarlyStop]:
-    """SIGTERM is noted while a program is loaded; the second one ends the process.
-
-    It is not raised where it comes: a program may take any exception for one of its own, and an import that is left in
-    the middle may leave a lock behind.
-    """
-    early = _EarlyStop()
-    if threading.current_thread() is not threading.main_thread():
-        yield early
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        early.is_asked = True
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield early
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def stopped_early(by: str) -> int:
+    """Tell of a signal that came before anything was done, and what to exit with."""
+    print(f"stopped by {by} before the run began: nothing was read, nothing was written", file=sys.stderr)
+    return EXIT_INTERRUPTED if by == "SIGINT" else EXIT_CUT_SHORT
 
 
 def exit_code(stopped: str | None, *, bounded: bool) -> int:

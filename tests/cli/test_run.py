@@ -172,6 +172,40 @@ def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 3), ("SIGINT", 130)])
+@pytest.mark.parametrize("module", ["dataflow.cli", "pyarrow"])
+def test_a_signal_while_the_command_itself_is_loaded_stops_what_has_not_begun(
+    tmp_path: Path, program: Program, sent: str, code: int, module: str
+) -> None:
+    program(programs.WORDS)
+    script = (
+        "import os, signal, sys\n"
+        "class Sender:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == '{module}': os.kill(os.getpid(), signal.{sent})\n"
+        "sys.meta_path.insert(0, Sender())\n"
+        "sys.argv = ['dataflow', 'run', 'program.py', '--store', 'store']\n"
+        "from dataflow.__main__ import main; sys.exit(main())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stdout) == (code, "")
+    assert ran.stderr == f"stopped by {sent} before the run began: nothing was read, nothing was written\n"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("body", "code"), [(programs.WORDS, 0), ("1 / 0", 2)])
+def test_a_signal_after_the_work_is_done_does_not_change_the_exit_code(
+    cli: Cli, program: Program, sent: str, body: str, code: int
+) -> None:
+    program(f"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.{sent})\n{body}")
+    ran = cli("run", "program.py", "--store", "store")
+    assert ran.returncode == code, ran.stderr
+    assert "KeyboardInterrupt" not in ran.stderr
+
+
 SINK = """
 class Sink:
     def recover(self, handle):
