@@ -40,6 +40,9 @@ from dataflow.runtime.unread import Unread, UnreadRows
 from dataflow.runtime.worker import Worker
 from dataflow.system import System, Thread
 
+USERS_ERRORS = (Exception, SystemExit)
+"""What a source or sink may raise in the thread of `run`; one that exits would end the process without a word."""
+
 
 @dataclass(slots=True)
 class Failure:
@@ -75,7 +78,7 @@ class Job:
         self.sinks: list[SinkTask] = []
         self.unsettled: list[str] = []
         """Sinks that could neither commit their part of the last epoch nor take it back."""
-        self.unclosed: list[tuple[SinkTask, Exception]] = []
+        self.unclosed: list[tuple[SinkTask, BaseException]] = []
         self.workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._shared: dict[object, object] = {}
@@ -152,6 +155,8 @@ class Job:
                 )
             except DataflowError as error:
                 raise error.at(node.origin) from None
+            except USERS_ERRORS as error:
+                raise _not_begun(node, error) from error
             first += len(opened[stage.number].partitions)
         return opened
 
@@ -263,12 +268,8 @@ class Job:
             )
         except DataflowError as error:
             raise error.at(node.origin) from None
-        except Exception as error:
-            raise RunError(
-                f"{node.label} could not begin: {type(error).__name__}: {error}",
-                help="the last commit stands; what the sink has not finished comes again with the next run",
-                origin=node.origin,
-            ) from error
+        except USERS_ERRORS as error:
+            raise _not_begun(node, error) from error
         self._restored(task)
         self.sinks.append(task)
         return task
@@ -373,14 +374,14 @@ class Job:
             try:
                 if not task.ended:
                     task.settle()
-            except Exception as error:  # noqa: BLE001  # the other sinks have to be settled all the same
+            except USERS_ERRORS as error:  # the other sinks have to be settled all the same
                 self.unsettled.append(self._end_of(task) or task.name)
                 if self.failure is None:
                     self.fail(task, error)
                 continue
             try:
                 getattr(task.sink, "close", lambda: None)()
-            except Exception as error:  # noqa: BLE001  # nothing depends on it: the sink has committed, or taken back
+            except USERS_ERRORS as error:  # nothing depends on it: the sink has committed, or taken back
                 self.unclosed.append((task, error))
 
     @property
@@ -524,6 +525,14 @@ def joined(receivers: Sequence[Receiver]) -> Receiver:
 def _stage_name(stage: StagePlan) -> str:
     node = stage.source or stage.sink
     return node.stable_name if node is not None else f"stage {stage.number}"
+
+
+def _not_begun(node: Node, error: BaseException) -> RunError:
+    return RunError(
+        f"{node.label} could not begin: {type(error).__name__}: {error}",
+        help="the last commit stands; what the run before has not finished comes again with the next one",
+        origin=node.origin,
+    )
 
 
 def _thread_name(stage: StagePlan) -> str:

@@ -180,6 +180,31 @@ def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
     assert caught.value.origin is not None and caught.value.origin.file == __file__
 
 
+@pytest.mark.parametrize("place", ["recover", "write", "commit", "close"])
+def test_a_sink_that_exits_fails_the_run_as_any_other_exception(tmp_path: Path, place: str) -> None:
+    def leave(*given: object) -> None:
+        raise SystemExit(5)
+
+    sink = SlowSink(0)
+    setattr(sink, place, leave)
+    with pytest.raises(RunError, match=r"'sink phone'.*SystemExit: 5") as caught:
+        flow.Pipeline("p", flow.from_rows([{"k": 1}]).to(sink, name="phone")).run(store=tmp_path)
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+@pytest.mark.parametrize("error", [SystemExit(5), LookupError("no such room")])
+@pytest.mark.parametrize("place", ["partitions", "open", "read"])
+def test_a_source_that_raises_or_exits_is_named(place: str, error: BaseException) -> None:
+    def leave(*given: object) -> None:
+        raise error
+
+    source = Pausing()
+    setattr(source, place, leave)
+    with pytest.raises(RunError, match=r"read 'pausing'.*(SystemExit: 5|LookupError)") as caught:
+        flow.Pipeline("p", flow.read(source).to(SlowSink(0))).run()
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
 class KeptSink:
     """Keeps what happened to each epoch; its first `failures` commits fail."""
 
