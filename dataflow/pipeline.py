@@ -342,10 +342,7 @@ class _Run:
         if self.reads_only:
             signals.pass_on()
         if coordinator.gave_up:
-            raise RunError(
-                f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed in time",
-                help="the last commit stands; a source or sink was busy in a call that did not return",
-            )
+            raise self._given_up(job)
         coordinator.finish()
         job.raise_unclosed()
         stopped = signals.caught if coordinator.stopped and coordinator.stop_asked else None
@@ -354,6 +351,18 @@ class _Run:
         result = self._result(job, coordinator, stopped)
         _tell_unread(result.unread, self.pipeline.name if resume.durable else None)
         return result
+
+    def _given_up(self, job: Job) -> RunError:
+        stopped = f"`{self.pipeline.name}` was stopped, but what was in flight could not be committed"
+        if job.lacking is not None:
+            return RunError(
+                f"{stopped}: the disk is full: {job.lacking}",
+                help="the last commit stands; make room, then run again",
+            )
+        return RunError(
+            f"{stopped} in time",
+            help="the last commit stands; a source or sink was busy in a call that did not return",
+        )
 
     def _result(self, job: Job, coordinator: Coordinator, stopped: str | None) -> RunResult:
         ledger = {step: asdict(counts) for step, counts in job.ledger().items()}

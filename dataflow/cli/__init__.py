@@ -12,15 +12,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from signal import SIGINT, SIGTERM
+from typing import TypeAlias
 
 from dataflow import __version__
 from dataflow.cli import explain, log, run, torture
 from dataflow.cli.program import has_users_line, user_traceback
+from dataflow.command_signals import CommandSignals
 from dataflow.errors import DataflowError, ProgramError, RunError
-
-if TYPE_CHECKING:
-    from dataflow.__main__ import ProcessSignals
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command adds its parser; argparse has no public name for it."""
@@ -29,15 +28,19 @@ EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None, signals: ProcessSignals | None = None) -> int:
-    """Run one command and return its exit code; `argv` is without the program's name, `signals` are those of the
-    process, if it has only this to do."""
+def main(argv: Sequence[str] | None = None, *, signals: CommandSignals | None = None) -> int:
+    """Run one command and return its exit code; `argv` is without the program's name. `signals` are those of a process
+    that is the command's own."""
+    signals = signals or CommandSignals()
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as asked:  # argparse has printed help (0) or what is wrong (2)
         return int(asked.code or 0)
-    if signals is not None and arguments.command is not run.run:
-        signals.are_heard()
+    signals.let_go(SIGINT)
+    if arguments.command is not run.run:  # which minds SIGTERM until the program is loaded
+        signals.let_go(SIGTERM)
+    if signals.noted is not None:
+        return run.stopped_early(signals.noted)
     arguments.signals = signals
     try:
         code: int = arguments.command(arguments)

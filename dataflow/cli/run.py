@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
+from dataflow.command_signals import CommandSignals
 from dataflow.errors import DataflowError
 from dataflow.event_time import duration_us
 
 if TYPE_CHECKING:
-    from dataflow.__main__ import ProcessSignals
     from dataflow.cli import Commands
     from dataflow.pipeline import RunResult
 
@@ -59,13 +60,11 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    signals: ProcessSignals | None = arguments.signals
+    signals: CommandSignals = arguments.signals
     pipeline = load_pipeline(arguments.program)
-    if signals is not None and signals.is_stop_asked:
-        print("stopped by SIGTERM before the run began: nothing was read, nothing was written", file=sys.stderr)
-        return EXIT_CUT_SHORT
-    if signals is not None:
-        signals.are_heard()
+    signals.let_go(signal.SIGTERM)
+    if signals.noted is not None:
+        return stopped_early(signals.noted)
     _show_log()
     try:
         result = pipeline.run(
@@ -81,8 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - it came out of the user's program
         print(user_traceback(error), end="", file=sys.stderr)
         return EXIT_FAILED
-    if signals is not None:
-        signals.come_too_late()
+    signals.ignore()
     if arguments.json:
         print(json.dumps(_facts(pipeline.name, result)))
     elif not result.already_finished:  # the run itself has told of that
@@ -96,6 +94,12 @@ def _show_log() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [logging.StreamHandler()]
+
+
+def stopped_early(by: str) -> int:
+    """Tell of a signal that came before anything was done, and what to exit with."""
+    print(f"stopped by {by} before the run began: nothing was read, nothing was written", file=sys.stderr)
+    return EXIT_INTERRUPTED if by == "SIGINT" else EXIT_CUT_SHORT
 
 
 def exit_code(stopped: str | None, *, bounded: bool) -> int:

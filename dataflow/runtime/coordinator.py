@@ -24,8 +24,8 @@ from dataflow.system import Mutex, System
 
 STOP_SECONDS_MAX = 4.25
 """After a signal, what is in flight has this long to commit; then the last commit has to do."""
-JOIN_SECONDS, LATE_JOIN_SECONDS = 5.0, 0.2
-"""How long threads may take to come back from where they are; and after a signal that has waited in vain."""
+LEAVE_SECONDS = 0.25
+"""What is left of the five seconds for threads to leave their calls; the end of the process needs some of it, too."""
 WAIT_SECONDS = 0.1
 """Signals are noticed at least this often."""
 
@@ -123,6 +123,7 @@ class Coordinator:
         """Commit what is in flight and leave. May be called from a signal handler, so it must not wake: the handler
         interrupts the thread that waits, which may hold the event's lock at that moment, and would never get it."""
         self.stop_asked = True
+        self._leave_at = self.system.clock.monotonic() + STOP_SECONDS_MAX
 
     def give_up(self) -> None:
         """Leave at once; what is in flight is nobody's. From a signal handler too, as `stop`."""
@@ -142,25 +143,23 @@ class Coordinator:
 
     @property
     def join_seconds(self) -> float:
-        """How long the threads may take to end."""
-        is_late = self._leave_at and self.system.clock.monotonic() >= self._leave_at
-        return LATE_JOIN_SECONDS if is_late else JOIN_SECONDS
+        """How long the threads of a job that is over may take to leave what they are inside of."""
+        if not self._leave_at:
+            return STOP_SECONDS_MAX
+        return max(self._leave_at - self.system.clock.monotonic(), 0.0) + LEAVE_SECONDS
 
     def begin(self, job: Job) -> None:
         """The clock of the epochs starts. Before the job does."""
         self._tasks = {id(task): task for task in job.tasks}
         self._keepers = self._tasks.keys() - {id(sink) for sink in job.sinks}
         self._due = self.system.clock.monotonic() + self.interval_seconds
-        self._leave_at = 0.0
 
     def turn(self, job: Job) -> None:
         """Commit what is complete; begin what is due."""
         self._commit_if_complete(job)
         now = self.system.clock.monotonic()
-        if self.enough():  # only ever set: a signal may come at any moment, and must not be overwritten
-            self.stop_asked = True
-        if self.stop_asked and not self._leave_at:
-            self._leave_at = now + STOP_SECONDS_MAX
+        if self.enough() and not self.stop_asked:
+            self.stop()
         if self._leave_at and now >= self._leave_at:
             self.gave_up = True
             return

@@ -41,8 +41,8 @@ from dataflow.runtime.unread import Unread, UnreadRows
 from dataflow.runtime.worker import Worker
 from dataflow.system import System, Thread
 
-RAISED = (Exception, SystemExit)
-"""What ends a call of a user's: a program that exits inside of a step has failed in it, too."""
+USERS_ERRORS = (Exception, SystemExit)
+"""What a source or sink may raise in the thread of `run`; one that exits would end the process without a word."""
 
 
 @dataclass(slots=True)
@@ -160,6 +160,8 @@ class Job:
                 )
             except DataflowError as error:
                 raise error.at(node.origin) from None
+            except USERS_ERRORS as error:
+                raise _not_begun(node, error) from error
             first += len(opened[stage.number].partitions)
         return opened
 
@@ -282,12 +284,8 @@ class Job:
             )
         except DataflowError as error:
             raise error.at(node.origin) from None
-        except RAISED as error:
-            raise RunError(
-                f"{node.label} could not begin: {type(error).__name__}: {error}",
-                help="the last commit stands; what the sink has not finished comes again with the next run",
-                origin=node.origin,
-            ) from error
+        except USERS_ERRORS as error:
+            raise _not_begun(node, error) from error
         self._restored(task)
         self.sinks.append(task)
         return task
@@ -376,7 +374,7 @@ class Job:
             worker.wake.set()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads, so long at most; one in a call that does not return (a user's sink) is left behind."""
+        """Wait for all threads together so long; one in a call that does not return is left to it."""
         until = self.system.clock.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(until - self.system.clock.monotonic(), 0.0))
@@ -394,15 +392,20 @@ class Job:
             try:
                 if not task.ended:
                     task.settle()
-            except RAISED as error:  # the other sinks have to be settled all the same
+            except USERS_ERRORS as error:  # the other sinks have to be settled all the same
                 self.unsettled.append(self._end_of(task) or task.name)
                 if self.failure is None:
                     self.fail(task, error)
                 continue
             try:
                 getattr(task.sink, "close", lambda: None)()
-            except RAISED as error:  # nothing depends on it: the sink has committed, or taken back
+            except USERS_ERRORS as error:  # nothing depends on it: the sink has committed, or taken back
                 self.unclosed.append((task, error))
+
+    @property
+    def lacking(self) -> str | None:
+        """What a sink has no room for on the disk, if one waits for that."""
+        return next((sink.writer.room.lacking for sink in self.sinks if sink.writer.room.lacking), None)
 
     def ledger(self) -> dict[str, StepCounts]:
         """Where each row went, by step, as far as the tasks have come."""
@@ -540,6 +543,14 @@ def joined(receivers: Sequence[Receiver]) -> Receiver:
 def _stage_name(stage: StagePlan) -> str:
     node = stage.source or stage.sink
     return node.stable_name if node is not None else f"stage {stage.number}"
+
+
+def _not_begun(node: Node, error: BaseException) -> RunError:
+    return RunError(
+        f"{node.label} could not begin: {type(error).__name__}: {error}",
+        help="the last commit stands; what the run before has not finished comes again with the next one",
+        origin=node.origin,
+    )
 
 
 def _thread_name(stage: StagePlan) -> str:

@@ -27,20 +27,22 @@ class Room:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: float | None = None
+        self.lacking: str | None = None
+        """What there is no room for, while it waits."""
 
     def wait(self, error: DataflowError | OSError) -> None:
         """There was no room; raises the error when that has been so for too long."""
         now = self._clock.monotonic()
         if self._since is None:
-            self._since = now
-            sys.stderr.write(f"the disk is full: {_told(error)}; waiting for room, nothing is lost\n")
+            self._since, self.lacking = now, _told(error)
+            sys.stderr.write(f"the disk is full: {self.lacking}; waiting for room, nothing is lost\n")
         elif now - self._since > FULL_SECONDS_MAX:
             raise error
 
     def found(self) -> None:
         """There was room."""
         if self._since is not None:
-            self._since = None
+            self._since = self.lacking = None
             sys.stderr.write("there is room on the disk again: going on\n")
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import dataflow as flow
-from dataflow.errors import RunError
+from dataflow.errors import DiskFullError, RunError
 from dataflow.runtime import coordinator
 
 
@@ -57,22 +57,65 @@ def test_sigterm_under_a_slow_sink_commits_a_prefix(workers: int) -> None:
     assert sink.committed[-1] == len(sink.rows) == result.rows_out == result.rows_in
 
 
-def test_a_sink_that_does_not_come_back_is_left_behind_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class StuckSink(SlowSink):
-        def write(self, batch: pa.RecordBatch) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert come_back.wait(60)
+class BusySink(SlowSink):
+    """Its first write asks for a stop, and lasts until it is let go."""
 
-    come_back = threading.Event()
-    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.1)
-    rows = flow.from_arrow(pa.table({"n": [1]}))
+    def __init__(self) -> None:
+        super().__init__(stop_after=0)
+        self.go_on, self.is_left = threading.Event(), threading.Event()
+        self.aborted = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.go_on.wait(60)
+        self.is_left.set()
+
+    def abort(self, handle: object) -> None:
+        self.aborted += 1
+
+
+def test_sinks_that_stay_inside_of_a_call_are_left_to_it_and_nothing_is_committed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.2)
+    sinks = [BusySink(), BusySink()]
+    numbers = flow.from_arrow(pa.table({"n": range(10)}))
+    outputs = [numbers.to(sink, name=f"s{number}") for number, sink in enumerate(sinks)]
+    before = set(threading.enumerate())
+    heard = signal.signal(signal.SIGTERM, lambda number, frame: None)  # of the second sink
     began = time.monotonic()
-    with pytest.raises(RunError, match="could not be committed in time"):
-        flow.Pipeline("stuck", rows.to(StuckSink(0)), rows.write_topic("t")).run(store=tmp_path, workers=2)
-    waited = time.monotonic() - began
-    come_back.set()
-    assert waited < coordinator.JOIN_SECONDS
-    assert flow.Store(tmp_path).topics() == []
+    try:
+        with pytest.raises(RunError, match="could not be committed in time"):
+            flow.Pipeline("busy", *outputs, numbers.write_topic("t")).run(store=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+    assert time.monotonic() - began < 3
+    for sink in sinks:
+        sink.go_on.set()
+        assert sink.is_left.wait(60)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert [(sink.committed, sink.aborted) for sink in sinks] == [([], 0), ([], 0)]
+    with flow.Store(tmp_path) as store:
+        assert store.pipeline("busy") is None and not store.topics()
+
+
+class FullSink(SlowSink):
+    """Never finds room; a stop is asked for meanwhile."""
+
+    waits_for_room = True
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise DiskFullError("rows.log cannot grow")
+
+
+def test_a_stop_while_the_disk_is_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "STOP_SECONDS_MAX", 0.2)
+    with pytest.raises(RunError, match=r"the disk is full: rows\.log cannot grow") as caught:
+        flow.Pipeline("full", flow.from_arrow(pa.table({"n": range(10)})).to(FullSink(0))).run(store=tmp_path)
+    assert caught.value.code == "DF0701"
+    assert "make room" in (caught.value.help or "") and "busy" not in (caught.value.help or "")
 
 
 def interrupted(number: int) -> flow.Stream:
@@ -134,6 +177,31 @@ def test_a_failing_sink_ends_the_run_with_the_users_line() -> None:
 
     with pytest.raises(RunError, match="no more room") as caught:
         flow.Pipeline("broken", flow.from_arrow(pa.table({"n": [1]})).to(Broken(0))).run()
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+@pytest.mark.parametrize("place", ["recover", "write", "commit", "close"])
+def test_a_sink_that_exits_fails_the_run_as_any_other_exception(tmp_path: Path, place: str) -> None:
+    def leave(*given: object) -> None:
+        raise SystemExit(5)
+
+    sink = SlowSink(0)
+    setattr(sink, place, leave)
+    with pytest.raises(RunError, match=r"'sink phone'.*SystemExit: 5") as caught:
+        flow.Pipeline("p", flow.from_rows([{"k": 1}]).to(sink, name="phone")).run(store=tmp_path)
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
+
+
+@pytest.mark.parametrize("error", [SystemExit(5), LookupError("no such room")])
+@pytest.mark.parametrize("place", ["partitions", "open", "read"])
+def test_a_source_that_raises_or_exits_is_named(place: str, error: BaseException) -> None:
+    def leave(*given: object) -> None:
+        raise error
+
+    source = Pausing()
+    setattr(source, place, leave)
+    with pytest.raises(RunError, match=r"read 'pausing'.*(SystemExit: 5|LookupError)") as caught:
+        flow.Pipeline("p", flow.read(source).to(SlowSink(0))).run()
     assert caught.value.origin is not None and caught.value.origin.file == __file__
 
 
