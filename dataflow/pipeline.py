@@ -243,7 +243,6 @@ class _Run:
                     raise
                 what = f"{error}\nbeginning again from the last commit in {backoff_seconds:g} s"
                 sys.stderr.write(f"{what} ({attempt + 1} of {self.restarts})\n")
-            self.restart = False
             self.system.scheduler.sleep(backoff_seconds)
             backoff_seconds = min(2 * backoff_seconds, BACKOFF_SECONDS_MAX)
         raise AssertionError("the last attempt returns or raises")
@@ -338,6 +337,7 @@ class _Run:
                 job.join(coordinator.join_seconds)
                 job.close()
                 signals.restore()
+                self.restart = self.restart and not coordinator.epochs
         job.raise_failure()
         if self.reads_only:
             signals.pass_on()

@@ -308,6 +308,23 @@ class Unsteady(FailingSink):
         raise OSError("no network")
 
 
+def test_a_restart_that_fails_before_it_has_committed_is_still_one(tmp_path: Path) -> None:
+    class Shaky(FailingSink):
+        def write(self, batch: pa.RecordBatch) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OSError("shaky")
+
+    rows = flow.from_arrow(pa.table({"n": [1, 2]}), name="rows")
+    sink = Shaky(failures=0)
+    pipeline = flow.Pipeline("job", rows.to(sink, name="shaky"), rows.write_topic("t"))
+    pipeline.run(store=tmp_path)
+    sink.failures = 1
+    assert pipeline.run(store=tmp_path, restart=True, restarts=1).rows_in == 2
+    with flow.Store(tmp_path) as store:
+        assert store.read("t")["n"].to_pylist() == [1, 2, 1, 2]
+
+
 def test_a_run_begins_again_as_often_as_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sink = FailingSink(failures=1)
     rows = flow.from_arrow(pa.table({"n": range(1_000)}), name="rows")
