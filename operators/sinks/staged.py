@@ -35,8 +35,7 @@ class StagedEpoch:
     @classmethod
     def of(cls, handle: object) -> StagedEpoch:
         told: Any = handle
-        before = int(told.get("before", 0))  # stores of earlier versions do not say
-        return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]), before)
+        return cls(str(told["history"]), int(told["epoch"]), int(told["rows"]), int(told["before"]))
 
 
 class Waiting(Protocol):
