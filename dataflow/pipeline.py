@@ -106,6 +106,10 @@ class Pipeline:
             raise PlanError(f"pipeline `{name}` has no sink", help="give it at least one", origin=caller_origin())
         self.name = name
         self.nodes: tuple[Node, ...] = tuple(sink.use() for sink in sinks)
+        if len(set(map(id, self.nodes))) < len(sinks):
+            raise PlanError(
+                f"pipeline `{name}` is given a sink twice", help="give each sink once", origin=caller_origin()
+            )
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, {', '.join(node.spec.describe() for node in self.nodes)})"
@@ -158,6 +162,9 @@ class Pipeline:
             )
         if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 0:
             raise PlanError(f"`restarts` is a number from 0 on, got {restarts!r}", origin=caller_origin())
+        if not isinstance(restart, bool):
+            raise PlanError(f"`restart` is True or False, got {restart!r}", origin=caller_origin())
+        _check_store(store)
         if store is None and (restarts or restart):
             raise PlanError(
                 f"`{'restarts' if restarts else 'restart'}` needs a store: without one nothing is kept to go on from",
@@ -192,10 +199,22 @@ def collect(stream: Stream, limit: int | None, options: dict[str, Any]) -> pa.Ta
         raise TypeError(f"unknown option `{min(unknown)}` (options: store, workers, checkpoint_interval)")
     interval_seconds = duration_us(options.get("checkpoint_interval", "1s"), "checkpoint_interval") / 1e6
     workers = _workers(options.get("workers"), system)
+    _check_store(options.get("store"))
     run = _Run(pipeline, system, workers, interval_seconds, options.get("store"), reads_only=True)
     run.enough = lambda: sink.full
     run.go()
     return sink.table()
+
+
+def _check_store(store: object) -> None:
+    from dataflow.state.layout import check_store_path
+    from dataflow.state.store import Store
+
+    if store is not None and not isinstance(store, Store):
+        try:
+            check_store_path(store)
+        except DataflowError as error:
+            raise error.at(caller_origin()) from None
 
 
 def _workers(workers: int | None, system: System) -> int:

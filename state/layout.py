@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from dataflow.errors import NameNotFoundError, StoreError
+from dataflow.errors import NameNotFoundError, StoreError, TypeMismatchError
 from dataflow.system import Disk, FilePath
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -30,13 +30,23 @@ def check_topic_name(name: str) -> str:
     >>> check_topic_name("clicks.v2")
     'clicks.v2'
     """
-    if not TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+    if not isinstance(name, str) or not TOPIC_NAME.fullmatch(name) or name in (".", ".."):
         raise NameNotFoundError(
             f"a topic cannot be named {name!r}",
             code="DF0203",
             help="use 1 to 200 of the characters A-Z a-z 0-9 . _ - (and not `.` or `..`)",
         )
     return name
+
+
+def check_store_path(path: object) -> str:
+    """Return the path as text, or raise if it cannot be that of a directory."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise TypeMismatchError(
+            f"a store is a directory, got {path!r}", help='give its path, as in "run/store", or a `flow.Store`'
+        )
+    return text
 
 
 def check_pipeline_name(name: str) -> str:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
-from dataflow.errors import NameNotFoundError, StoreError, did_you_mean, disk_fix, disk_reason
+from dataflow.errors import NameNotFoundError, StoreError, TypeMismatchError, did_you_mean, disk_fix, disk_reason
 from dataflow.schema import plain_schema
 from dataflow.state.frames import FrameFiles
 from dataflow.state.layout import (
     Layout,
     check_is_free,
     check_pipeline_name,
+    check_store_path,
     check_topic_name,
     has_more_than_a_catalog,
     index_gone,
@@ -61,7 +62,7 @@ class Store:
     """
 
     def __init__(self, path: FilePath, system: System | None = None) -> None:
-        self.path = os.fspath(path)
+        self.path = check_store_path(path)
         self.system = RealSystem() if system is None else system
         self._layout = Layout(os.path.abspath(self.path))
         self._opened: Catalog | None = None
@@ -157,6 +158,9 @@ class Store:
         Partitions come in the order in which their rows were committed. Zero-copy: the table points into the files.
         """
         schema = self._pruned(topic, columns)
+        for what, offset in (("start", start), ("until", until)):
+            if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or offset < 0):
+                raise TypeMismatchError(f"read: `{what}` is an offset, a number from 0 on, got {offset!r}")
         entries = [one for number in self.partitions(topic) for one in self.batches(topic, number, start, until)]
         entries.sort(key=lambda one: (one.commit_id, one.segment.partition, one.first_offset))
         batches = [fit(cut(self.read_entry(one), one, start, until), schema) for one in entries]
@@ -200,7 +204,7 @@ class Store:
 
         The first append makes the topic, with the columns of the rows.
         """
-        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        table = _table_of(rows)
         with self._append_mutex:
             writer = self._appender(topic, plain_schema(table.schema))
             try:
@@ -476,6 +480,25 @@ def cut(batch: pa.RecordBatch, entry: IndexEntry, start: int | None, until: int 
     first = max((start or 0) - entry.first_offset, 0)
     end = entry.rows if until is None else min(until - entry.first_offset, entry.rows)
     return batch if first == 0 and end == entry.rows else batch.slice(first, max(end - first, 0))
+
+
+def _table_of(rows: pa.Table | pa.RecordBatch) -> pa.Table:
+    """Rows that a topic can take."""
+    if not isinstance(rows, pa.Table | pa.RecordBatch):
+        raise TypeMismatchError(
+            f"append takes a pyarrow Table or RecordBatch, got {type(rows).__name__}; nothing was appended",
+            help="make one: `pa.table({…})`, or `pa.Table.from_pylist([…])` of dicts",
+        )
+    names = rows.schema.names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise NameNotFoundError(
+            f"append: the rows have two columns `{twice[0]}`; nothing was appended",
+            code="DF0203",
+            help="rename one of them",
+        )
+    if not names:
+        raise TypeMismatchError("append: the rows have no columns; nothing was appended", help="give them one")
+    return pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
 
 
 def _slices(table: pa.Table) -> Iterator[pa.RecordBatch]:

@@ -78,6 +78,8 @@ class SqliteTarget:
     def __post_init__(self) -> None:
         if not self.path or "\0" in self.path or self.path.startswith(":memory:"):
             raise PlanError(f"write_sqlite: {self.path!r} is not a file", code="DF0510", help="name a database file")
+        if not isinstance(self.table, str) or not self.table or "\0" in self.table:
+            raise PlanError(f"write_sqlite: {self.table!r} is not the name of a table", help='as in `table="orders"`')
         if not len(self.schema):
             raise TypeMismatchError("write_sqlite: the stream has no columns", code="DF0303", help="select some")
         for field in self.schema:

@@ -49,6 +49,11 @@ class TopicSource:
         self.store = store
         self.start = 0 if start == "earliest" else _offset(start, "start", '"earliest" or ')
         self.until = None if until is None else _offset(until, "until")
+        if self.until is not None and self.until < self.start:
+            raise PlanError(
+                f"read_topic: `until` ({self.until}) comes before `start` ({self.start})",
+                help="`start` is the first offset that is read, `until` the first one that is not",
+            )
         if follow and until is not None:
             raise PlanError(
                 "a topic is followed for ever, or read up to an offset: `follow` and `until` exclude each other",

@@ -116,6 +116,8 @@ def test_a_wrong_topic_or_start_fails_when_the_source_is_built() -> None:
     for unfit in ("5", 2.5, -1):
         with pytest.raises(PlanError, match="`until` of a topic is an offset"):
             TopicSource("t", until=unfit)
+    with pytest.raises(PlanError, match=r"`until` \(3\) comes before `start` \(5\)"):
+        TopicSource("t", start=5, until=3)
 
 
 def test_the_identity_tells_sources_apart(store: Store) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 import dataflow as flow
 from dataflow import col, count
-from dataflow.errors import ConnectorError, PlanError, RunError
+from dataflow.errors import ConnectorError, PlanError, ProgramError, RunError
 from dataflow.operators.base import ReadRequest
 from dataflow.operators.sources.parquet import ParquetSource
 from dataflow.system import RealSystem
@@ -340,15 +340,23 @@ def test_a_run_begins_again_as_often_as_it_is_allowed(tmp_path: Path, capsys: py
     [
         ({"until": "tail"}, '`until="head"` reads what is there now'),
         ({"restarts": -1}, "is a number from 0 on"),
+        ({"restart": "no"}, "`restart` is True or False, got 'no'"),
+        ({"store": 3}, "a store is a directory, got 3"),
         ({"restarts": 1, "store": None}, "needs a store"),
         ({"restart": True, "store": None}, "needs a store"),
     ],
 )
 def test_wrong_options_are_told(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     rows = flow.from_rows([{"n": 1}], {"n": "int64"})
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(ProgramError) as refused:
         flow.Pipeline("job", rows.print()).run(**{"store": tmp_path, **options})
-    assert said in str(refused.value)
+    assert said in str(refused.value) and refused.value.origin is not None
+
+
+def test_a_sink_is_given_once() -> None:
+    sink = flow.from_rows([{"n": 1}], {"n": "int64"}).print()
+    with pytest.raises(PlanError, match="given a sink twice"):
+        flow.Pipeline("job", sink, sink)
 
 
 def test_a_parquet_file_is_read_on_from_any_row(tmp_path: Path) -> None:

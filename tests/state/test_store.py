@@ -9,12 +9,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pyarrow as pa
 import pytest
 
-from dataflow.errors import DataflowError, NameNotFoundError, StoreError
+from dataflow.errors import DataflowError, NameNotFoundError, StoreError, TypeMismatchError
 from dataflow.state.catalog import Catalog
 from dataflow.state.catalog_database import UnfinishedCatalogError
 from dataflow.state.layout import Layout
@@ -518,3 +519,32 @@ def test_a_store_that_another_process_finishes_while_it_is_opened_is_not_one_who
     with Store(tmp_path / "s") as store:
         store.append("t", pa.table({"n": [2]}))
         assert store.read("t").to_pydict() == {"n": [1, 2]}
+
+
+@pytest.mark.parametrize("path", [3, "", None, b"store", "a\0b"])
+def test_what_cannot_be_a_directory_is_no_store(path: Any) -> None:
+    with pytest.raises(TypeMismatchError, match="a store is a directory, got"):
+        Store(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ({"n": [1]}, "takes a pyarrow Table or RecordBatch, got dict"),
+        (pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["n", "n"]), "two columns `n`"),
+        (pa.table({}), "no columns"),
+    ],
+)
+def test_rows_that_no_topic_can_take_are_refused(tmp_path: Path, rows: Any, told: str) -> None:
+    with Store(tmp_path / "s") as store:
+        with pytest.raises(DataflowError, match=f"{told}; nothing was appended"):
+            store.append("t", rows)
+        assert not store.exists
+
+
+@pytest.mark.parametrize("asked", [{"start": -1}, {"until": -1}, {"start": 1.5}, {"until": True}])
+def test_offsets_are_numbers_from_0_on(tmp_path: Path, asked: Any) -> None:
+    with Store(tmp_path / "s") as store:
+        store.append("t", batch(1))
+        with pytest.raises(TypeMismatchError, match=f"`{next(iter(asked))}` is an offset, a number from 0 on"):
+            store.read("t", **asked)

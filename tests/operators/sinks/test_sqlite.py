@@ -189,6 +189,7 @@ def test_a_database_that_is_moved_away_is_not_begun_anew(tmp_path: Path) -> None
             r"too many columns(.|\n)*2000 columns at most: `\.select`",
         ),
         ({"a": "int"}, {"path": ":memory:"}, "is not a file"),
+        ({"a": "int"}, {"table": ""}, "'' is not the name of a table"),
     ],
 )
 def test_wrong_wishes_fail_when_the_pipeline_is_built(
