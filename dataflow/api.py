@@ -180,16 +180,20 @@ class Stream:
     def write_topic(self, topic: str, *, store: Store | str | PathLike[str] | None = None) -> StreamSink:
         """Append to a topic of the event log: of the run's store, or of another one."""
         from dataflow.operators.sinks.topic import check_topic_name, topic_sink
+        from dataflow.state.store import Store, store_path
 
+        path = ""
         try:
             check_topic_name(topic)
+            if store is not None:
+                path = os.path.abspath(store_path(store))
         except DataflowError as error:
             raise error.at(caller_origin()) from None
 
         def make(context: SinkContext) -> base.Sink:
-            return topic_sink(topic, context, store)
+            return topic_sink(topic, context, store if isinstance(store, Store) or store is None else path)
 
-        return self._sink(SinkSpec(topic, "topic", make, needs_store=store is None, guarantee=EXACTLY_ONCE))
+        return self._sink(SinkSpec(topic, "topic", make, needs_store=store is None, guarantee=EXACTLY_ONCE, path=path))
 
     def write_csv(
         self,
@@ -336,7 +340,8 @@ class Stream:
             all_or_nothing=True,
             delivery=known_delivery(delivery),
             target=(target.path, table, target.key),
-            place=(os.path.abspath(target.path), table.lower()),  # SQLite does not tell names by their case
+            path=target.absolute,
+            place=(target.absolute, table.lower()),  # SQLite does not tell names by their case
         )
         return self._sink(spec)
 
@@ -402,7 +407,8 @@ class Stream:
             all_or_nothing=True,
             delivery=known_delivery(delivery),
             target=(target.path, mode, target.partition_by),
-            place=() if target.is_directory else (os.path.abspath(target.path),),
+            path=target.absolute,
+            place=() if target.is_directory else (target.absolute,),
         )
         return self._sink(spec)
 

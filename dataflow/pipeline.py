@@ -8,6 +8,7 @@ system's own again. In a store a run goes on where the last one left off, and af
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -164,7 +165,6 @@ class Pipeline:
             raise PlanError(f"`restarts` is a number from 0 on, got {restarts!r}", origin=caller_origin())
         if not isinstance(restart, bool):
             raise PlanError(f"`restart` is True or False, got {restart!r}", origin=caller_origin())
-        _check_store(store)
         if store is None and (restarts or restart):
             raise PlanError(
                 f"`{'restarts' if restarts else 'restart'}` needs a store: without one nothing is kept to go on from",
@@ -199,22 +199,22 @@ def collect(stream: Stream, limit: int | None, options: dict[str, Any]) -> pa.Ta
         raise TypeError(f"unknown option `{min(unknown)}` (options: store, workers, checkpoint_interval)")
     interval_seconds = duration_us(options.get("checkpoint_interval", "1s"), "checkpoint_interval") / 1e6
     workers = _workers(options.get("workers"), system)
-    _check_store(options.get("store"))
     run = _Run(pipeline, system, workers, interval_seconds, options.get("store"), reads_only=True)
     run.enough = lambda: sink.full
     run.go()
     return sink.table()
 
 
-def _check_store(store: object) -> None:
-    from dataflow.state.layout import check_store_path
-    from dataflow.state.store import Store
+def _path_of(store: Store | str | PathLike[str] | None) -> str | None:
+    """The path of the store of a run, if there is one."""
+    if store is None:
+        return None
+    from dataflow.state.store import store_path
 
-    if store is not None and not isinstance(store, Store):
-        try:
-            check_store_path(store)
-        except DataflowError as error:
-            raise error.at(caller_origin()) from None
+    try:
+        return store_path(store)
+    except DataflowError as error:
+        raise error.at(caller_origin()) from None
 
 
 def _workers(workers: int | None, system: System) -> int:
@@ -243,6 +243,7 @@ class _Run:
     ) -> None:
         self.pipeline, self.system, self.workers = pipeline, system, workers
         self.interval_seconds, self.given_store, self.reads_only = interval_seconds, store, reads_only
+        self.store_path = _path_of(store)
         self.to_head = self.restart = self.was_stopped = False
         self.restarts = 0
         self.delivery: str | None = None
@@ -297,7 +298,7 @@ class _Run:
         nodes = self.pipeline.nodes
         if self.given_store is not None and not self.reads_only:
             check_source_names(nodes)
-        steps = kept_steps(nodes)
+        steps = kept_steps(nodes, self.store_path)
         return Program(self.pipeline.name, graph_hash(nodes), state_hash(steps), steps)
 
     def _require_store(self) -> None:
@@ -311,6 +312,20 @@ class _Run:
                     code="DF0505",
                     help='say where: `.run(store="run/store")`, or `--store run/store` on the command line',
                 ).at(node.origin)
+            self._check_outside(node)
+
+    def _check_outside(self, node: Node) -> None:
+        """What a sink writes may not be a part of the run's store."""
+        store, path = self.store_path, node.spec.path if isinstance(node.spec, SinkSpec) else ""
+        if store is None or not path:
+            return
+        inside = os.path.join(os.path.realpath(store), "")
+        if os.path.join(os.path.realpath(path), "").startswith(inside):
+            raise PlanError(
+                f"{node.spec.describe()} would write into the store {store} itself; nothing was changed",
+                code="DF0505",
+                help="name a path outside of it; a topic of the run's store is written without `store=`",
+            ).at(node.origin)
 
     def _tell_changes(self, before: PipelineState | None) -> None:
         if before is not None and before.graph_hash != self.pipeline.graph_hash():

@@ -567,6 +567,8 @@ class SinkSpec(OperatorSpec):
     place: tuple[str, ...] = ()
     """A file, or a file and a table in it, that no other sink of the pipeline may write. Sinks of one file share a
     thread, and so take turns: only one at a time can write there."""
+    path: str = ""
+    """The file, directory or store that it writes, absolute; empty for the run's store, and for what is none."""
     verb: ClassVar[str] = "to"
 
     def output_type(self, inputs: Sequence[StreamType]) -> StreamType:

@@ -463,6 +463,11 @@ class _Commit:
         return self._commit_id
 
 
+def store_path(given: Store | FilePath) -> str:
+    """The path of a store that a user named, or gave."""
+    return given.path if isinstance(given, Store) else check_store_path(given)
+
+
 def uncertain(cause: BaseException) -> StoreError:
     """The error for a commit of which nobody can know whether it is on disk."""
     error = StoreError(

@@ -7,6 +7,7 @@ part is to leave out what may change: steps that keep nothing, names of variable
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
@@ -16,7 +17,7 @@ import xxhash
 
 from dataflow.errors import DataflowError
 from dataflow.graph.nodes import Node, in_order
-from dataflow.operators.base import SourceSpec
+from dataflow.operators.base import SinkSpec, SourceSpec
 
 
 class KeptStep(TypedDict):
@@ -25,6 +26,9 @@ class KeptStep(TypedDict):
     does: str
     columns: dict[str, str]
     """Those it reads (a source: gives), with their types."""
+    paths: list[str]
+    """Of a sink that writes a file, a directory or another store: where that is, absolute, and seen from the store. It
+    is the same one where either is the same: a store may be moved together with its targets, or alone."""
     hash: str
 
 
@@ -38,23 +42,28 @@ def graph_hash(sinks: Iterable[Node]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(told, default=str).encode())
 
 
-def kept_steps(sinks: Iterable[Node]) -> dict[str, KeptStep]:
-    """The steps that keep something from one run to the next, by verb and name (numbered, where several share both)."""
+def kept_steps(sinks: Iterable[Node], store: str | None) -> dict[str, KeptStep]:
+    """The steps that keep something from one run to the next in a store (its path), by verb and name (numbered, where
+    several share both)."""
     steps: dict[str, KeptStep] = {}
     times: Counter[str] = Counter()
     for node in in_order(sinks):
         if node.is_stateful or node.spec.keeps_state:
             name = f"{node.spec.verb} {node.stable_name}"
             times[name] += 1
-            steps[name if times[name] == 1 else f"{name} ({times[name]})"] = _kept(node)
+            steps[name if times[name] == 1 else f"{name} ({times[name]})"] = _kept(node, store)
     return steps
 
 
-def _kept(node: Node) -> KeptStep:
+def _kept(node: Node, store: str | None) -> KeptStep:
     spec = node.spec
+    paths = []
+    if isinstance(spec, SinkSpec) and spec.path and store is not None:
+        paths = [spec.path, os.path.relpath(os.path.realpath(spec.path), os.path.realpath(store))]
     columns = _types(spec.schema) if isinstance(spec, SourceSpec) else _types_read(node)
     told = json.dumps([_identity(node), columns], default=str)
-    return {"does": spec.describe(), "columns": dict(columns), "hash": xxhash.xxh3_128_hexdigest(told.encode())}
+    hash = xxhash.xxh3_128_hexdigest(told.encode())
+    return {"does": spec.describe(), "columns": dict(columns), "paths": paths, "hash": hash}
 
 
 def state_hash(steps: Mapping[str, KeptStep]) -> str:
@@ -72,6 +81,15 @@ def difference(steps: Mapping[str, KeptStep], before: Mapping[str, KeptStep]) ->
     new = [f"{_told(name, steps[name])} is new" for name in steps if name not in before]
     changed = [_change(name, steps[name], before[name]) for name in steps if name in before]
     return ", ".join(gone[:1] + new[:1]) or next((one for one in changed if one), "its steps were others")
+
+
+def other_place(steps: Mapping[str, KeptStep], before: Mapping[str, KeptStep]) -> str | None:
+    """A sink that would write somewhere else than the run before it."""
+    for name, step in steps.items():
+        paths, known = step["paths"], before[name]["paths"]
+        if paths and known and not set(paths) & set(known):
+            return f"{_told(name, step)} has written {known[0]}, and would write {paths[0]} now"
+    return None
 
 
 def _told(name: str, step: KeptStep) -> str:

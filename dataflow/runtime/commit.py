@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 import pyarrow as pa
 
 from dataflow.errors import ConnectorError, PlanError
-from dataflow.graph.identity import KeptStep, difference
+from dataflow.graph.identity import KeptStep, difference, other_place
 from dataflow.operators.base import Piece, Position, SinkStaging, StepCounts
 from dataflow.runtime.epoch import Commit, Resume, SavedState, TaskAck
 from dataflow.runtime.ledger import require_balance, summed
@@ -116,14 +116,23 @@ class StoreCommitter:
     def before(self) -> PipelineState | None:
         """What the last run of this pipeline left in the store; raises when it was another program."""
         state = None if self.store is None else self.store.pipeline(self.program.name)
-        if state is not None and state.state_hash != self.program.state_hash:
-            known = cast(Mapping[str, KeptStep], state.checkpoint.get("steps", {}))
+        if state is None:
+            return None
+        known = cast(Mapping[str, KeptStep], state.checkpoint.get("steps", {}))
+        if state.state_hash != self.program.state_hash:
             raise PlanError(
                 f"pipeline `{self.program.name}` has run in this store before, as another program: "
                 f"{difference(self.program.steps, known)}; nothing was changed",
                 code="DF0406",
                 help="give the pipeline another name, or another store; or begin again with `restart`: its rows are "
                 "then written once more, behind those that are there",
+            )
+        if (moved := other_place(self.program.steps, known)) is not None:
+            raise PlanError(
+                f"pipeline `{self.program.name}` has run in this store before: {moved}; nothing was changed",
+                code="DF0406",
+                help="start it in the same working directory, or name the path from the root on; a target that was "
+                "moved goes on where it is if the store is moved with it",
             )
         return state
 

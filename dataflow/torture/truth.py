@@ -187,7 +187,7 @@ def checkpoint_of(commit: int) -> dict[str, object]:
         "sources": sources,
         "states": {STEP: [{"epoch": commit}]},
         "sinks": {},
-        "schemas": {"numbers": {"n": "int64"}},
+        "steps": {"read numbers": {"does": "numbers", "columns": {"n": "int64"}, "paths": [], "hash": ""}},
     }
 
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
 
@@ -98,10 +98,14 @@ class FileTarget:
     mode: str = "error"
     partition_by: tuple[str, ...] = ()
 
+    absolute: str = field(init=False)
+    """The path, seen from the working directory in which the pipeline was built: it may change under a run."""
+
     def __post_init__(self) -> None:
         self._check_path()
         self._check_mode()
         self._check_columns()
+        object.__setattr__(self, "absolute", os.path.abspath(self.path))
 
     @property
     def is_directory(self) -> bool:
@@ -110,8 +114,7 @@ class FileTarget:
     @property
     def root(self) -> str:
         """The directory in which all files of the sink are."""
-        path = os.path.abspath(self.path)
-        return path if self.is_directory else os.path.dirname(path)
+        return self.absolute if self.is_directory else os.path.dirname(self.absolute)
 
     @property
     def file(self) -> str | None:

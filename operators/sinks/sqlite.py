@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -74,6 +74,8 @@ class SqliteTarget:
     table: str
     schema: pa.Schema
     key: tuple[str, ...] = ()
+    absolute: str = field(init=False)
+    """The path, seen from the working directory in which the pipeline was built."""
 
     def __post_init__(self) -> None:
         if not self.path or "\0" in self.path or self.path.startswith(":memory:"):
@@ -82,10 +84,11 @@ class SqliteTarget:
             raise PlanError(f"write_sqlite: {self.table!r} is not the name of a table", help='as in `table="orders"`')
         if not len(self.schema):
             raise TypeMismatchError("write_sqlite: the stream has no columns", code="DF0303", help="select some")
-        for field in self.schema:
-            _kind_of(field)
+        for column in self.schema:
+            _kind_of(column)
         self._check_key()
         self._check_names()
+        object.__setattr__(self, "absolute", os.path.abspath(self.path))
 
     def _check_key(self) -> None:
         for name in self.key:
@@ -183,7 +186,7 @@ class SqliteSink(StagedSink):
     """Writes into one table. A connection lives as long as a commit: so a file that somebody moved away is noticed."""
 
     def __init__(self, target: SqliteTarget, context: SinkContext) -> None:
-        path = os.path.abspath(target.path)
+        path = target.absolute
         run = context.run or f"{context.system.chance.getrandbits(32):08x}"
         table = xxhash.xxh32_hexdigest(target.table.encode())  # several tables of a database may have rows that wait
         spool = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}-{run}-{table}.inprogress")
@@ -297,18 +300,18 @@ class SqliteSink(StagedSink):
         found = {name.lower(): (name, str(declared)) for name, declared in columns}
         if not found:
             return
-        for field in self.target.schema:
-            if field.name.lower() not in found:
+        for column in self.target.schema:
+            if column.name.lower() not in found:
                 raise self._unfit(
-                    f"has no column `{field.name}` (columns: {', '.join(row[0] for row in found.values())})",
+                    f"has no column `{column.name}` (columns: {', '.join(row[0] for row in found.values())})",
                     "add it to the table, or leave it out of the stream",
                 )
-            declared = found[field.name.lower()][1]
-            if _affinity(declared) not in _FITTING[_kind_of(field)]:
+            declared = found[column.name.lower()][1]
+            if _affinity(declared) not in _FITTING[_kind_of(column)]:
                 raise self._unfit(
-                    f"has `{field.name}` as {declared or 'a column without type'}, and the stream's is "
-                    f"{type_name(field.type)}, which SQLite would change",
-                    f"cast it in the stream, or declare the column {_declared(field)}",
+                    f"has `{column.name}` as {declared or 'a column without type'}, and the stream's is "
+                    f"{type_name(column.type)}, which SQLite would change",
+                    f"cast it in the stream, or declare the column {_declared(column)}",
                 )
         if self.target.key and self._keys_of(connection).isdisjoint({frozenset(map(str.lower, self.target.key))}):
             key = ", ".join(map(_quoted, self.target.key))

@@ -60,8 +60,16 @@ def owners(checkpoint: object) -> set[str]:
     for source, partitions in _any_object(parts.get("sources", {}), "sources").items():
         _any_object(partitions, f"source {source!r}")  # a position may be any JSON value
     for name, step in _any_object(parts.get("steps", {}), "steps").items():
-        told = _members(step, f"step {name!r}", ("does", "columns", "hash"))
-        for what in (told["does"], told["hash"], *_any_object(told["columns"], f"columns of {name!r}").values()):
+        told = _members(step, f"step {name!r}", ("does", "columns", "paths", "hash"))
+        paths = told["paths"]
+        if not isinstance(paths, list):
+            raise WrongJson(f"the paths of step {name!r} are no list")
+        for what in (
+            told["does"],
+            told["hash"],
+            *paths,
+            *_any_object(told["columns"], f"columns of {name!r}").values(),
+        ):
             if not isinstance(what, str):
                 raise WrongJson(f"step {name!r} has {what!r} where a text belongs")
     states, sinks = _any_object(parts.get("states", {}), "states"), _any_object(parts.get("sinks", {}), "sinks")

@@ -196,6 +196,49 @@ def test_steps_without_state_may_change_and_others_may_not(tmp_path: Path, capsy
         run(2)
 
 
+def test_targets_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = tmp_path / "in.csv"
+    numbers.write_text("n\n")
+
+    def run(number: int, home: Path, store: Path, *, other: str = "other") -> int:
+        with numbers.open("a") as file:
+            file.write(f"{number}\n")
+        home.mkdir(exist_ok=True)
+        monkeypatch.chdir(home)
+        rows = flow.read_csv(numbers, schema={"n": "int"})
+        sinks = rows.write_sqlite("o.db", "t"), rows.write_jsonl("j/"), rows.write_topic("t", store=other)
+        return flow.Pipeline("job", *sinks).run(store=store, until="head").rows_in
+
+    assert run(1, tmp_path / "a", tmp_path / "store") == 1
+    for store in (tmp_path / "store", tmp_path / "link"):
+        if store.name == "link":
+            store.symlink_to(tmp_path / "store")
+        with pytest.raises(PlanError, match=r"DF0406.*has written .*/a/o\.db, and would write .*/b/o\.db now"):
+            run(2, tmp_path / "b", store)
+        assert not any((tmp_path / "b").iterdir())
+        assert run(2, tmp_path / "a", store) > 0
+    (tmp_path / "moved").mkdir()
+    for name in ("a", "store"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert run(3, tmp_path / "moved" / "a", tmp_path / "moved" / "store") > 0
+    with pytest.raises(PlanError, match="would write into the store"):
+        run(4, tmp_path / "moved" / "a", tmp_path / "moved" / "store", other="../store")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "arrow"])
+def test_a_program_may_change_its_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    rows = flow.from_arrow(pa.table({"n": range(300_000)}))
+    files = getattr(rows, f"write_{kind}")("out/", roll="10kB")
+    moves = rows.write_callback(lambda batch, epoch: os.chdir(tmp_path / "elsewhere"))
+    flow.Pipeline("job", moves, files).run(store="store", checkpoint_interval="10ms")
+    assert not any((tmp_path / "elsewhere").iterdir())
+    read = {"csv": flow.read_csv, "parquet": flow.read_parquet}.get(kind)
+    if read is not None:
+        assert read(f"{tmp_path}/out/*").collect().num_rows == 300_000
+
+
 def test_each_of_two_steps_of_one_name_is_known(tmp_path: Path) -> None:
     table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us"))})
 

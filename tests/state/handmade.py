@@ -148,7 +148,9 @@ class Handmade:
             },
             "states": {"window": [{"open": epoch}]},
             "sinks": {"out": {"file": "part-1"}},
-            "steps": {"read clicks": {"does": "clicks", "columns": {"n": "int64", "who": "string"}, "hash": "0"}},
+            "steps": {
+                "read clicks": {"does": "clicks", "columns": {"n": "int64", "who": "string"}, "paths": [], "hash": "0"}
+            },
         }
         counts = {
             "filter": {"rows_in": 10, "passed": 7, "filtered": 3, "produced": 7},

@@ -322,7 +322,7 @@ def test_a_full_disk_takes_nothing_of_a_batch_and_the_writer_goes_on_when_there_
         with store.writer("t", NUMBERS) as writer:
             for _ in range(2):  # into a file that is not there yet, then into one that is
                 system.failing_disk.failing.add("write")
-                with pytest.raises(StoreError, match="No space left"):
+                with pytest.raises(StoreError, match="the disk is full"):
                     writer.append(batch(66))
                 system.failing_disk.failing.clear()
                 writer.append(batch(6))

@@ -444,7 +444,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a number for the states": (checkpoint(lambda parts: parts.update(states={"w": 1})), "is no list"),
     "a state that is no object": (checkpoint(lambda parts: parts.update(states={"w": [1]})), "is no object"),
     "a type that is no text": (
-        checkpoint(lambda parts: parts.update(steps={"s": {"does": "", "columns": {"n": 1}, "hash": ""}})),
+        checkpoint(lambda parts: parts.update(steps={"s": {"does": "", "columns": {"n": 1}, "paths": [], "hash": ""}})),
         "a text belongs",
     ),
     "a deep checkpoint": (sql(f"UPDATE pipelines SET checkpoint = '{DEEP}'"), "is no JSON"),
