@@ -206,6 +206,7 @@ class Sink(Protocol):
       store has committed (None: there is none). Make it visible if it is not, as `commit` would, and remove what else
       an earlier run of this pipeline has left behind.
     - `end()`: the input has ended for good, and the `prepare` that follows is the last one.
+    - `leave()`: the run ends with the `prepare` that follows, and a later one may go on.
     - `close()`: the run is over. What it raises ends the run with DF0702, though all is committed.
 
     With the attribute `waits_for_room = True` a `write` that raises DiskFullError has left nothing behind, and is asked

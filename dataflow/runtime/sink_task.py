@@ -61,15 +61,21 @@ class SinkTask(Task):
 
     def on_barrier(self, barrier: Barrier) -> None:
         self.epoch = barrier.epoch
+        if barrier.stop:
+            self._tell("leave")
         self._prepare()
         self.acks.prepared(self, barrier.epoch, self.ack())
 
     def on_end(self, end: End) -> None:
         is_last = end.flush or (end.at_head and not self.parts.durable)  # nobody will go on with it
-        if is_last and (told := getattr(self.sink, "end", None)) is not None:
-            told()
+        self._tell("end" if is_last else "leave")
         self._prepare()
         self.acks.ended(self, self.ack())
+
+    def _tell(self, what: str) -> None:
+        """Call a method that a sink need not have."""
+        if (told := getattr(self.sink, what, None)) is not None:
+            told()
 
     def _prepare(self) -> None:
         self.handle = self.sink.prepare(self.epoch)

@@ -275,7 +275,7 @@ class FileSink:
         """When the oldest row that is in no part came."""
         self._shrinks_to = 1.0
         """Bytes of parts for a byte of staged rows, as seen last."""
-        self._ended = self._uncommitted = self._aborted = False
+        self._ended = self._is_leaving = self._uncommitted = self._aborted = False
         self._has_parts = False
         """Whether runs of this store have parts in the directory, as far as anybody looked."""
         self._finished: FileEpoch | None = None
@@ -320,6 +320,10 @@ class FileSink:
         self._waiting_bytes += batch.nbytes
         if self._waiting_bytes >= STAGED_BYTES_MAX:
             self._stage()
+
+    def leave(self) -> None:
+        """The run ends with the next epoch, and a later one may go on: nobody looks into the store for what waits."""
+        self._is_leaving = True
 
     def end(self) -> None:
         """The next epoch is the last one."""
@@ -383,7 +387,8 @@ class FileSink:
         assert staging is not None
         self._stage()
         is_long = self._roll.bytes is not None and staging.nbytes * self._shrinks_to >= self._roll.bytes
-        if not self._ended and (self.target.waits_for_the_end or not (is_long or self._is_old())):
+        is_due = is_long or self._is_leaving or self._is_old()
+        if not self._ended and (self.target.waits_for_the_end or not is_due):
             return []
         for batch in staging.batches():
             self._parts.write(batch)

@@ -19,7 +19,7 @@ import pytest
 
 import dataflow as flow
 from dataflow import col
-from dataflow.errors import ConnectorError, DataflowError, PlanError, ProgramError, TypeMismatchError
+from dataflow.errors import ConnectorError, DataflowError, PlanError, ProgramError, RunError, TypeMismatchError
 from dataflow.operators.base import SinkContext
 from dataflow.operators.sinks import parts
 from dataflow.operators.sinks.files import FORMATS, FileSink, FileTarget, Roll
@@ -331,11 +331,17 @@ def test_of_two_runs_at_a_time_that_allow_nothing_to_be_there_the_later_one_is_r
 def test_rows_that_waited_while_a_run_of_another_store_wrote_are_not_put_beside_its_own(
     tmp_path: Path, store: bool
 ) -> None:
-    def run(store: str | None, until: str | None = None) -> None:
-        rows = flow.from_arrow(TABLE, name="t").write_csv(tmp_path / "out/")
-        flow.Pipeline("p", rows).run(store=store and tmp_path / store, until=until)
+    def run(store: str | None, *, fails: bool = False) -> None:
+        def notify(batch: pa.RecordBatch, epoch: int) -> None:
+            if fails:
+                raise OSError("cut off")
 
-    run("one", "head")
+        rows = flow.from_arrow(pa.table({"n": range(500_000)}), name="t")
+        sinks = rows.write_csv(tmp_path / "out/"), rows.write_callback(notify, name="n")
+        flow.Pipeline("p", *sinks).run(store=store and tmp_path / store, checkpoint_interval="1ms")
+
+    with pytest.raises(RunError, match="cut off"):
+        run("one", fails=True)
     assert visible(tmp_path / "out") == []
     run("two" if store else None)
     [theirs] = visible(tmp_path / "out")
@@ -347,6 +353,19 @@ def test_rows_that_waited_while_a_run_of_another_store_wrote_are_not_put_beside_
     run("one")
     assert len(visible(tmp_path / "out")) == 1
     run("one")
+
+
+@pytest.mark.parametrize("roll", [None, "1h"])
+def test_what_a_run_up_to_the_head_has_read_is_in_files_when_it_ends(tmp_path: Path, roll: str | None) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("n\n")
+    for number in range(3):
+        with source.open("a") as file:
+            file.write(f"{number}\n")
+        rows = flow.read_csv(source, schema={"n": "int"}).write_csv(tmp_path / "out/", roll=roll)
+        flow.Pipeline("p", rows).run(store=tmp_path / "store", until="head")
+        assert len(visible(tmp_path / "out")) == number + 1
+    assert sorted(flow.read_csv(f"{tmp_path}/out/*").collect()["n"].to_pylist()) == [0, 1, 2]
 
 
 # ── modes ──
