@@ -47,7 +47,9 @@ COMMIT_SECONDS_MIN = 0.01
 """Between two transactions of a process: SQLite's lock is not fair, and a loop without a pause starves the others."""
 CREATION_SECONDS_MAX = 30.0
 """How long to wait for another process that is making the same store; it takes milliseconds."""
-CREATION_SECONDS_BETWEEN = 0.01
+APPEND_SECONDS_MAX = 10.0
+"""How long `append` waits for another one that has the partition; a pipeline has it for as long as it runs."""
+LOCK_SECONDS_BETWEEN = 0.01
 
 
 class Store:
@@ -202,7 +204,8 @@ class Store:
     def append(self, topic: str, rows: pa.Table | pa.RecordBatch) -> int:
         """Append rows to a topic (partition 0) in one commit and return its id. Durable when it returns.
 
-        The first append makes the topic, with the columns of the rows.
+        The first append makes the topic, with the columns of the rows. Appends of several processes take turns; after
+        ten seconds behind a writer that keeps the topic (a pipeline that runs) it raises LockHeldError.
         """
         table = _table_of(rows)
         with self._append_mutex:
@@ -298,7 +301,7 @@ class Store:
         self._check_is_free()
         with self._told_errors("its catalog"):
             make_durable_dirs(self.system.disk, self._layout.root)
-            with self._creation_lock():
+            with self._lock(self._layout.creation_lock, f"making the store {self.path}", CREATION_SECONDS_MAX):
                 create_catalog(self.system, self._layout)
 
     @contextmanager
@@ -315,34 +318,35 @@ class Store:
                 help=disk_fix(error),
             ) from error
 
-    def _creation_lock(self) -> Lock:
-        deadline = self.system.clock.monotonic() + CREATION_SECONDS_MAX
+    def _lock(self, path: str, note: str, seconds: float) -> Lock:
+        """Take a lock; wait so long for who has it."""
+        deadline = self.system.clock.monotonic() + seconds
         while True:
             try:
-                return self.system.disk.lock(self._layout.creation_lock, f"making the store {self.path}")
+                return self.system.disk.lock(path, note)
             except LockHeldError:
                 if self.system.clock.monotonic() >= deadline:
                     raise
-                self.system.scheduler.sleep(CREATION_SECONDS_BETWEEN)
+                self.system.scheduler.sleep(LOCK_SECONDS_BETWEEN)
 
     def _appender(self, topic: str, schema: pa.Schema) -> TopicWriter:
         """The writer of the append before, if the partition is as that one left it; else a new one."""
         writer = self._appenders.pop(topic, None)
         if writer is not None and writer.schema.equals(schema):
-            writer.resume(self._writer_lock(topic, 0))
+            writer.resume(self._writer_lock(topic, 0, APPEND_SECONDS_MAX))
             if self._catalog().partitions(topic).get(0) == writer.next_offset:
                 self._appenders[topic] = writer
                 return writer
         if writer is not None:
             writer.close()
-        self._appenders[topic] = self._open_writer(topic, schema, 0)
+        self._appenders[topic] = self._open_writer(topic, schema, 0, APPEND_SECONDS_MAX)
         return self._appenders[topic]
 
-    def _writer_lock(self, topic: str, number: int) -> Lock:
+    def _writer_lock(self, topic: str, number: int, seconds: float) -> Lock:
         note = f"topic `{topic}` (partition {number}) of the store {self.path}"
-        return self.system.disk.lock(self._layout.writer_lock(topic, number), note)
+        return self._lock(self._layout.writer_lock(topic, number), note, seconds)
 
-    def _open_writer(self, topic: str, schema: pa.Schema, number: int) -> TopicWriter:
+    def _open_writer(self, topic: str, schema: pa.Schema, number: int, seconds: float = 0.0) -> TopicWriter:
         from dataflow.state.catalog import check_succeeds
 
         check_topic_name(topic)
@@ -351,7 +355,7 @@ class Store:
         directory = self._layout.partition(topic, number)
         with self._told_errors(f"topic `{topic}`"):
             make_durable_dirs(self.system.disk, directory, until=self._layout.root)
-            lock = self._writer_lock(topic, number)
+            lock = self._writer_lock(topic, number, seconds)
         try:
             latest = catalog.latest_schema(topic)
             check_succeeds(topic, latest, schema)

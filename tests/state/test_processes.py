@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from dataflow.state import store as stores
 from dataflow.state.store import Store
 from dataflow.system import LockHeldError
 
@@ -95,7 +96,8 @@ def test_of_racing_processes_one_gets_the_partition_and_the_others_hear_who(tmp_
     Store(tmp_path / "store").writer("t", pa.schema({"n": pa.int64()})).close()
 
 
-def test_a_killed_holder_does_not_block_and_a_stopped_one_does(tmp_path: Path) -> None:
+def test_a_killed_holder_does_not_block_and_a_stopped_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "APPEND_SECONDS_MAX", 0.05)
     path = str(tmp_path / "store")
     holder = start(RACE, path)
     try:
@@ -141,3 +143,21 @@ def test_processes_write_side_by_side_and_commit_ids_give_one_order(tmp_path: Pa
         assert [store.read(f"t{i}")["n"].to_pylist() for i in range(3)] == [list(range(20))] * 3
         commits = [entry.commit_id for i in range(3) for entry in store.batches(f"t{i}")]
     assert sorted(commits) == list(range(1, 61))
+
+
+APPENDS = """
+import sys
+import pyarrow as pa
+from dataflow.state.store import Store
+for number in range(100):
+    with Store(sys.argv[1]) as store:
+        store.append("t", pa.table({"n": [number]}))
+"""
+
+
+def test_appends_of_several_processes_take_turns(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    processes = [subprocess.Popen([sys.executable, "-c", APPENDS, path]) for _ in range(3)]
+    assert [process.wait(100) for process in processes] == [0, 0, 0]
+    with Store(path) as store:
+        assert sorted(store.read("t")["n"].to_pylist()) == sorted(list(range(100)) * 3)

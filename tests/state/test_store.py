@@ -20,6 +20,7 @@ from dataflow.state.catalog import Catalog
 from dataflow.state.catalog_database import UnfinishedCatalogError
 from dataflow.state.layout import Layout
 from dataflow.state.log.writer import Pending, TopicWriter
+from dataflow.state import store as stores
 from dataflow.state.store import EpochRecord, Store
 from dataflow.system import LockHeldError, RealSystem, SimulatedSystem, System
 
@@ -375,7 +376,10 @@ def test_only_the_owner_can_look_inside(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "store/locks/pipeline-%4Dy%20job%2F7.lock").exists()
 
 
-def test_one_writer_a_partition_and_one_run_a_pipeline(store: Store, tmp_path: Path) -> None:
+def test_one_writer_a_partition_and_one_run_a_pipeline(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "APPEND_SECONDS_MAX", 0.05)
     other = Store(tmp_path / "store")
     with store.writer("t", NUMBERS), store.writer("t", NUMBERS, partition=1):
         with pytest.raises(LockHeldError, match=r"topic `t` \(partition 0\)"):
