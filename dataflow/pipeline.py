@@ -286,7 +286,9 @@ class _Run:
                 if before is not None and before.finished:
                     return self._finished_before(before)
                 if self.restart and kept_in is not None:
-                    resume = committer.resume(kept_in.pipeline(self.pipeline.name), restart=True)
+                    kept = kept_in.pipeline(self.pipeline.name)
+                    self._tell_restart(kept)
+                    resume = committer.resume(kept, restart=True)
                 else:
                     self._tell_changes(before)
                     resume = committer.resume(before)
@@ -326,6 +328,13 @@ class _Run:
                 code="DF0505",
                 help="name a path outside of it; a topic of the run's store is written without `store=`",
             ).at(node.origin)
+
+    def _tell_restart(self, before: PipelineState | None) -> None:
+        if before is not None:
+            sys.stderr.write(
+                f"pipeline `{self.pipeline.name}` begins again at the start of its inputs: rows that it has written up "
+                f"to epoch {before.epoch} stay where they are, and come once more\n"
+            )
 
     def _tell_changes(self, before: PipelineState | None) -> None:
         if before is not None and before.graph_hash != self.pipeline.graph_hash():

@@ -19,7 +19,7 @@ from dataflow import __version__
 from dataflow.cli import explain, log, run, torture
 from dataflow.cli.program import has_users_line, user_traceback
 from dataflow.command_signals import CommandSignals
-from dataflow.errors import DataflowError, ProgramError, RunError
+from dataflow.errors import DataflowError, ProgramError, RunError, disk_fix, disk_reason
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command adds its parser; argparse has no public name for it."""
@@ -37,10 +37,8 @@ def main(argv: Sequence[str] | None = None, *, signals: CommandSignals | None = 
     except SystemExit as asked:  # argparse has printed help (0) or what is wrong (2)
         return int(asked.code or 0)
     signals.let_go(SIGINT)
-    if arguments.command is not run.run:  # which minds SIGTERM until the program is loaded
+    if arguments.command is not run.run:  # until it has loaded its program
         signals.let_go(SIGTERM)
-    if signals.noted is not None:
-        return run.stopped_early(signals.noted)
     arguments.signals = signals
     try:
         code: int = arguments.command(arguments)
@@ -51,6 +49,9 @@ def main(argv: Sequence[str] | None = None, *, signals: CommandSignals | None = 
         return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except OSError as error:  # of stdout: what sources and sinks raise is a DataflowError
+        print(f"error: the output cannot be written: {disk_reason(error)}\n = help: {disk_fix(error)}", file=sys.stderr)
+        return EXIT_FAILED
     except DataflowError as error:
         print(_told(error), file=sys.stderr)
         return EXIT_WRONG_USE if isinstance(error, ProgramError) else EXIT_FAILED

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dataflow.cli.program import add_program_to, load_pipeline, user_traceback
 from dataflow.command_signals import CommandSignals
-from dataflow.errors import DataflowError
+from dataflow.errors import DataflowError, ProgramError
 from dataflow.event_time import duration_us
 
 if TYPE_CHECKING:
@@ -53,18 +53,24 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--restart",
         action="store_true",
-        help="forget what an earlier run has kept and read the inputs from their start (needs --store)",
+        help="forget what an earlier run has kept and read the inputs from their start; rows that it has written stay, "
+        "and are written once more (needs --store)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.store is None and (arguments.restart or arguments.restarts):
+        raise ProgramError(
+            f"{'--restart' if arguments.restart else '--restarts'} needs a store: without one nothing is kept to go on "
+            "from",
+            code="DF0505",
+            help="say where: `--store run/store`",
+        )
     signals: CommandSignals = arguments.signals
     pipeline = load_pipeline(arguments.program)
     signals.let_go(signal.SIGTERM)
-    if signals.noted is not None:
-        return stopped_early(signals.noted)
     _show_log()
     try:
         result = pipeline.run(
@@ -94,12 +100,6 @@ def _show_log() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [logging.StreamHandler()]
-
-
-def stopped_early(by: str) -> int:
-    """Tell of a signal that came before anything was done, and what to exit with."""
-    print(f"stopped by {by} before the run began: nothing was read, nothing was written", file=sys.stderr)
-    return EXIT_INTERRUPTED if by == "SIGINT" else EXIT_CUT_SHORT
 
 
 def exit_code(stopped: str | None, *, bounded: bool) -> int:

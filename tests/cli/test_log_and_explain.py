@@ -122,3 +122,13 @@ def test_version_and_help_exit_with_0(capsys: Said) -> None:
     assert main(["--version"]) == 0
     assert main(["--help"]) == 0
     assert "run" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("action", [["ls"], ["cat", "numbers"], ["cat", "numbers", "--json"], ["verify"]])
+def test_output_that_finds_no_room_is_told(store: str, action: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "dataflow", "log", *action, "--store", store]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: the output cannot be written: the disk is full\n = help: make room")

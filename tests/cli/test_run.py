@@ -161,7 +161,13 @@ TERMINATE = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
 
 
 @pytest.mark.parametrize(
-    "body", [TERMINATE, f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept BaseException: pass"]
+    "body",
+    [
+        TERMINATE,
+        f"try:\n    {TERMINATE.replace(chr(10), '; ')}\nexcept BaseException: pass",
+        "import os, signal, threading, time\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\ntime.sleep(50)\n",
+    ],
 )
 def test_sigterm_while_the_program_is_loaded_stops_what_has_not_begun(
     tmp_path: Path, cli: Cli, program: Program, body: str
@@ -225,6 +231,14 @@ def test_sigterm_while_a_run_is_made_stops_it_as_soon_as_it_can(cli: Cli, progra
     ran = cli("run", "program.py", "--store", "store", "--restarts", "1")
     assert ran.returncode == 3, ran.stderr
     assert "stopped by SIGTERM" in ran.stderr
+
+
+@pytest.mark.parametrize("option", [["--restart"], ["--restarts", "2"]])
+def test_what_needs_a_store_says_so_on_the_command_line(cli: Cli, program: Program, option: list[str]) -> None:
+    program(programs.WORDS)
+    ran = cli("run", "program.py", *option)
+    assert ran.returncode == 2
+    assert f"{option[0]} needs a store" in ran.stderr and "-->" not in ran.stderr
 
 
 @pytest.mark.parametrize("line", ["col.a > 0 and col.b", "0 < col.a < 2", "col.a.quantile(2)"])

@@ -351,7 +351,9 @@ class Unsteady(FailingSink):
         raise OSError("no network")
 
 
-def test_a_restart_that_fails_before_it_has_committed_is_still_one(tmp_path: Path) -> None:
+def test_a_restart_that_fails_before_it_has_committed_is_still_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Shaky(FailingSink):
         def write(self, batch: pa.RecordBatch) -> None:
             if self.failures:
@@ -363,7 +365,9 @@ def test_a_restart_that_fails_before_it_has_committed_is_still_one(tmp_path: Pat
     pipeline = flow.Pipeline("job", rows.to(sink, name="shaky"), rows.write_topic("t"))
     pipeline.run(store=tmp_path)
     sink.failures = 1
+    capsys.readouterr()
     assert pipeline.run(store=tmp_path, restart=True, restarts=1).rows_in == 2
+    assert "rows that it has written up to epoch 2 stay where they are, and come once more" in capsys.readouterr().err
     with flow.Store(tmp_path) as store:
         assert store.read("t")["n"].to_pylist() == [1, 2, 1, 2]
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 
 from dataflow.errors import DataflowError, NameNotFoundError, StoreError, TypeMismatchError
+from dataflow.state import store as stores
 from dataflow.state.catalog import Catalog
 from dataflow.state.catalog_database import UnfinishedCatalogError
 from dataflow.state.layout import Layout
 from dataflow.state.log.writer import Pending, TopicWriter
-from dataflow.state import store as stores
 from dataflow.state.store import EpochRecord, Store
 from dataflow.system import LockHeldError, RealSystem, SimulatedSystem, System
 
