@@ -652,25 +652,32 @@ def error_type(input_type: StreamType) -> StreamType:
     return StreamType(pa.schema([*fields, *ERROR_FIELDS]), None, input_type.bounded, input_type.order_keys)
 
 
-def send_errors(batch: Batch, bad: Iterable[Bad], operator: Operator) -> BoolArray | None:
-    """Send the bad rows of a batch to the operator's errors; returns which rows those are, None for none.
+def send_errors(batch: Batch, bad: Sequence[Bad], operator: Operator) -> BoolArray | None:
+    """Send the bad rows of a batch, in their order, to the operator's errors; returns which rows those are, None for
+    none. To be called once a batch.
 
     A row that failed in several ways is reported once, with the first reason.
     """
-    seen = np.zeros(batch.num_rows, dtype=np.bool_)
-    batch.read_times()
-    for one in bad:
-        fresh = one.mask & ~seen
-        seen |= one.mask
-        if count := int(np.count_nonzero(fresh)):
-            operator.counts.dead += count
-            operator.errors.on_batch(_error_rows(batch.filter(pa.array(fresh), count), one, operator.context.step))
-    return seen if seen.any() else None
+    reason = np.full(batch.num_rows, len(bad))
+    for number, one in reversed(list(enumerate(bad))):
+        reason[one.mask] = number
+    seen = reason < len(bad)
+    if count := int(np.count_nonzero(seen)):
+        batch.read_times()
+        operator.counts.dead += count
+        rows = batch.filter(pa.array(seen), count)
+        operator.errors.on_batch(_error_rows(rows, bad, reason[seen], operator.context.step))
+    return seen if count else None
 
 
-def _error_rows(batch: Batch, bad: Bad, step: str) -> Batch:
-    why = {"error_code": bad.code, "error_message": bad.message, "error_step": step}
+def _error_rows(batch: Batch, bad: Sequence[Bad], reason: Int64Array, step: str) -> Batch:
+    """The rows with what failed in each: `reason` is its number in `bad`."""
+    why = {
+        "error_code": pa.array([one.code for one in bad]).take(pa.array(reason)),
+        "error_message": pa.array([one.message for one in bad]).take(pa.array(reason)),
+        "error_step": pa.repeat(pa.scalar(step), batch.num_rows),
+    }
     columns = {name: column for name, column in batch.columns.items() if not name.startswith("error_")}
     for f in ERROR_FIELDS:
-        columns[f.name] = pa.repeat(pa.scalar(why.get(f.name), f.type), batch.num_rows)
+        columns[f.name] = why[f.name] if f.name in why else pa.nulls(batch.num_rows, f.type)
     return batch.with_columns(columns)

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
+from dataflow.compute.evaluate import is_true
 from dataflow.errors import NameNotFoundError, PlanError, TypeMismatchError, did_you_mean
 from dataflow.expr import Bad, BoundExpr, Column, Expr
 from dataflow.message import Batch
@@ -66,19 +68,35 @@ class Filter(Operator):
 
     def on_batch(self, batch: Batch) -> None:
         self.counts.rows_in += batch.num_rows
+        kept = self._kept(batch)
+        if kept is None:
+            batch = self._without_bad(batch)
+            kept = self._kept(batch)
+            assert kept is not None
+        self.counts.filtered += batch.num_rows - kept.num_rows
+        self.counts.passed += kept.num_rows
+        self.out.on_batch(kept)
+
+    def _kept(self, batch: Batch) -> Batch | None:
+        """The rows for which all conditions are true; None where one of them cannot be computed for a row."""
         for condition in self.conditions:
             evaluated = condition.evaluate(batch.columns, batch.num_rows)
-            mask = evaluated.values
-            if evaluated.bad and (bad := send_errors(batch, evaluated.bad, self)) is not None:
-                batch, mask = batch.without(bad), mask.filter(pa.array(~bad))
-            batch = self._keep(batch, mask)
-        self.counts.passed += batch.num_rows
-        self.out.on_batch(batch)
+            if any(one.mask.any() for one in evaluated.bad):
+                return None
+            kept = evaluated.values.true_count
+            batch = batch if kept == batch.num_rows else batch.filter(evaluated.values, kept)
+        return batch
 
-    def _keep(self, batch: Batch, mask: pa.BooleanArray) -> Batch:
-        kept = mask.true_count
-        self.counts.filtered += batch.num_rows - kept
-        return batch if kept == batch.num_rows else batch.filter(mask, kept)
+    def _without_bad(self, batch: Batch) -> Batch:
+        """Send away the rows that fail in a condition while those before it are true: all at once, for their order."""
+        bad: list[Bad] = []
+        true = np.ones(batch.num_rows, dtype=np.bool_)
+        for condition in self.conditions:
+            evaluated = condition.evaluate(batch.columns, batch.num_rows)
+            bad += [Bad(one.mask & true, one.code, one.message) for one in evaluated.bad]
+            true &= is_true(evaluated.values)
+        rows = send_errors(batch, bad, self)
+        return batch if rows is None else batch.without(rows)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,3 +252,51 @@ def _runs_after_steps(job: Job, path: Path, workers: int) -> list[list[str]]:
     flow.Pipeline("steps", *outputs).run(workers=workers)
     final, *others = [[_bits(row) for row in sink.rows()] for sink in sinks]
     return [final, *map(sorted, others)]
+
+
+ERROR_ROWS = pa.table(
+    {
+        "id": range(60),
+        "n": [number % 4 for number in range(60)],
+        "big": [(number % 3) * 2**61 for number in range(60)],
+        "at": pa.array([1_000_000 * number for number in range(60)], pa.timestamp("us")),
+    }
+)
+"""Each expression of the test below fails in rows of its own, and in some rows two do."""
+FAILING: Mapping[str, Callable[[flow.Stream], flow.Stream]] = {
+    "filter": lambda rows: rows.filter(col.big * 2 >= 0, col.id % 5 != 3, 1 // col.n >= 0),
+    "derive": lambda rows: rows.derive(q=col.id % col.n, twice=col.big * 2),
+    "derive, chained": lambda rows: rows.derive(twice=col.big * 2, q=col.twice // col.n),
+    "select": lambda rows: rows.select("id", twice=col.big * 2, q=col.id % col.n),
+    "arguments": lambda rows: (
+        rows.watermark("at").window(flow.tumbling("7s")).agg(a=(col.big * 2).max(), b=(col.id // col.n).sum())
+    ),
+}
+
+
+@pytest.mark.parametrize("step", FAILING)
+def test_error_rows_come_in_the_order_of_rows_wherever_they_are_cut(step: str) -> None:
+    runs = []
+    for size, workers in itertools.product((1, 7, 1000), (1, 2)):
+        rows = flow.from_arrow(pa.Table.from_batches(generator.cut(ERROR_ROWS, [size])))
+        runs.append(FAILING[step](rows).errors.collect(workers=workers).to_pylist())
+    assert all(run == runs[0] for run in runs)
+    assert len({row["error_message"] for row in runs[0]}) > 1
+    ids = [row["id"] for row in runs[0]]
+    assert ids == sorted(set(ids))
+
+
+def test_a_row_that_fails_in_several_expressions_is_one_error_row_with_the_first_reason() -> None:
+    rows = flow.from_arrow(pa.table({"n": [0, 1, 0], "m": [1, 0, 0]}))
+    made = rows.derive(a=1 // col.n, b=1 // col.m)
+    failed = made.errors.collect().to_pylist()
+    assert [(row["n"], row["m"]) for row in failed] == [(0, 1), (1, 0), (0, 0)]
+    assert ["col.n" in row["error_message"] for row in failed] == [True, False, True]
+
+
+def test_groups_that_cannot_be_computed_come_in_the_order_of_windows_and_keys() -> None:
+    windows = flow.from_arrow(ERROR_ROWS).watermark("at").window(flow.tumbling("12s"), by="big")
+    failed = windows.agg(a=(col.big // 2).sum(), b=col.big.sum()).errors.collect(workers=1).to_pylist()
+    assert [row["at"].second for row in failed] == [0, 0, 12, 12, 24, 24, 36, 36, 48, 48]
+    assert [row["big"] for row in failed] == [2**61, 2**62] * 5
+    assert len({row["error_message"] for row in failed}) == 2
