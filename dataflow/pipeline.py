@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from types import FrameType, TracebackType
@@ -31,7 +31,7 @@ from dataflow.graph.delivery import (
 )
 from dataflow.graph.identity import graph_hash, kept_steps, state_hash
 from dataflow.graph.nodes import Node, check_source_names, in_order
-from dataflow.operators.base import SinkSpec
+from dataflow.operators.base import SinkSpec, StepCounts
 from dataflow.runtime.unread import UnreadRows, topic_of
 from dataflow.system import RealSystem, System
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dataflow.plan import Plan
     from dataflow.runtime.commit import Program, StoreCommitter
     from dataflow.runtime.coordinator import Coordinator, EpochCosts
-    from dataflow.runtime.epoch import Resume
+    from dataflow.runtime.epoch import Resume, TaskAck
     from dataflow.runtime.job import Job
     from dataflow.state.records import PipelineState
     from dataflow.state.store import Store
@@ -248,6 +248,10 @@ class _Run:
         self.restarts = 0
         self.delivery: str | None = None
         self.enough: Callable[[], bool] = lambda: False
+        self.committed: Sequence[TaskAck] = ()
+        """What the tasks of this attempt had to say of its last committed epoch; and, below, those of earlier ones."""
+        self.earlier: list[TaskAck] = []
+        self.epochs = self.earlier_epochs = 0
         self.began = system.clock.monotonic()
 
     def go(self) -> RunResult:
@@ -255,7 +259,7 @@ class _Run:
         backoff_seconds = BACKOFF_SECONDS_MIN
         for attempt in range(self.restarts + 1):
             try:
-                return replace(self._attempt(), restarts=attempt)
+                return self._with_earlier(self._attempt(), attempt)
             except (ProgramError, CloseError):  # begun again it would end the same way, or there is nothing left to do
                 raise
             except DataflowError as error:
@@ -263,9 +267,31 @@ class _Run:
                     raise
                 what = f"{error}\nbeginning again from the last commit in {backoff_seconds:g} s"
                 sys.stderr.write(f"{what} ({attempt + 1} of {self.restarts})\n")
+            self.earlier += self.committed
+            self.earlier_epochs += self.epochs
+            self.committed, self.epochs = (), 0
             self.system.scheduler.sleep(backoff_seconds)
             backoff_seconds = min(2 * backoff_seconds, BACKOFF_SECONDS_MAX)
         raise AssertionError("the last attempt returns or raises")
+
+    def _with_earlier(self, result: RunResult, attempt: int) -> RunResult:
+        """The result of the whole call: also what the attempts before the last one have committed."""
+        from dataflow.runtime.ledger import summed
+
+        if not attempt:
+            return result
+        last = [(step, StepCounts(**counts)) for step, counts in result.ledger.items()]
+        before = [one for ack in self.earlier for one in ack.counts]
+        ledger = {step: asdict(counts) for step, counts in summed([*last, *before]).items()}
+        sinks = [node.label for node in self.pipeline.nodes]
+        return replace(
+            result,
+            restarts=attempt,
+            rows_in=result.rows_in + sum(ack.rows_read for ack in self.earlier),
+            rows_out=sum(ledger[sink]["passed"] for sink in sinks if sink in ledger),
+            epochs=result.epochs + self.earlier_epochs,
+            ledger=ledger,
+        )
 
     def _attempt(self) -> RunResult:
         with _Signals() as signals:
@@ -381,6 +407,8 @@ class _Run:
                 job.close()
                 signals.restore()
                 self.restart = self.restart and not coordinator.epochs
+                self.epochs = coordinator.epochs
+                self.committed = coordinator.committed
         job.raise_failure()
         if self.reads_only:
             signals.pass_on()

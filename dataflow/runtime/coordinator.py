@@ -10,7 +10,7 @@ flushed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dataflow.errors import DiskFullError
@@ -79,6 +79,8 @@ class Coordinator:
         self._epoch = first_epoch
         self._due = self._leave_at = 0.0
         self.epochs = 0
+        self.committed: Sequence[TaskAck] = ()
+        """What the tasks had to say of the last epoch that was committed."""
         self.costs = EpochCosts()
         self._room = Room(system.clock)
         self.stop_asked = False
@@ -208,6 +210,7 @@ class Coordinator:
         self.costs.snapshot += max(ack.seconds for ack in acks.values())
         self._epoch += 1
         self.epochs += 1
+        self.committed = commit.acks
         for sink in job.sinks:
             if id(sink) in fresh:
                 sink.commit()

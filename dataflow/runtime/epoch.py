@@ -27,6 +27,8 @@ class TaskAck:
     """The frames of rows that the sink keeps in the store."""
     seconds: float = 0.0
     """How long the task was kept from its work for this epoch."""
+    rows_read: int = 0
+    """Rows of a source since the run began."""
 
 
 class Acks(Protocol):

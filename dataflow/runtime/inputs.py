@@ -41,6 +41,7 @@ class StatelessInput:
     """An input of which nothing outlives a run."""
 
     state_name: str | None = None
+    rows_total = 0
 
     @property
     def holds_up(self) -> bool:

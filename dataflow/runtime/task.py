@@ -25,6 +25,8 @@ class Input(Protocol):
 
     state_name: str | None
     """The name under which its snapshot is kept; None where nothing of it outlives a run."""
+    rows_total: int
+    """How many rows of a source it has given; 0 where it reads channels."""
 
     @property
     def holds_up(self) -> bool:
@@ -196,7 +198,8 @@ class Task:
             epoch = self.epoch
             states = [(one.state_name, one.snapshot(epoch)) for one in self.keepers if one.state_name is not None]
         counts = [(step, replace(one)) for step, one in self.parts.counts]
-        return TaskAck(states, counts, [batch for one in self.parts.unread for batch in one.take()])
+        unread = [batch for one in self.parts.unread for batch in one.take()]
+        return TaskAck(states, counts, unread, rows_read=self.input.rows_total)
 
 
 HELD_MAX = 4

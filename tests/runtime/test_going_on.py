@@ -351,6 +351,32 @@ class Unsteady(FailingSink):
         raise OSError("no network")
 
 
+@pytest.mark.parametrize("rows", [1_000, 400_000])
+def test_the_result_counts_what_all_attempts_have_done(tmp_path: Path, rows: int) -> None:
+    failures = [OSError("no network"), OSError("no network")]
+
+    def notify(batch: pa.RecordBatch, epoch: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    table = pa.table({"n": range(rows), "at": pa.array(range(rows), pa.timestamp("us"))})
+    numbers = flow.from_arrow(table, name="rows").filter(col.n % 4 != 0)
+    sums = numbers.watermark("at").window(flow.tumbling("1ms")).agg(n=flow.count())
+    sinks = numbers.write_topic("t"), sums.write_topic("sums"), numbers.write_callback(notify)
+    result = flow.Pipeline("job", *sinks).run(store=tmp_path, checkpoint_interval="10ms", restarts=3)
+    with flow.Store(tmp_path) as store:
+        totals = dict.fromkeys(result.ledger, 0)
+        for counts in store.ledger("job").values():
+            for step, numbers_of in counts.items():
+                totals[step] += numbers_of.get("passed", 0)  # type: ignore[attr-defined]
+        assert store.read("t").num_rows == rows * 3 // 4
+        assert sum(store.read("sums")["n"].to_pylist()) == rows * 3 // 4
+    assert 1 <= result.restarts <= 2
+    assert result.rows_in == rows
+    assert result.rows_out == 2 * (rows * 3 // 4) + store.topic("sums").rows
+    assert {step: counts["passed"] for step, counts in result.ledger.items()} == totals
+
+
 def test_a_restart_that_fails_before_it_has_committed_is_still_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
