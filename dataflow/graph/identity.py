@@ -100,12 +100,17 @@ def _change(name: str, step: KeptStep, before: KeptStep) -> str | None:
     for column, kind in step["columns"].items():
         if before["columns"].get(column) != kind:
             was = f"was {before['columns'][column]}" if column in before["columns"] else "was not there"
-            return f"column `{column}` of `{name}` is {kind} now, and {was}"
+            return f"column `{column}` of `{name}` is {kind} now, and {was}{_inferred(name)}"
     if gone := [column for column in before["columns"] if column not in step["columns"]]:
         return f"column `{gone[0]}` of `{name}` is gone"
     if step["does"] != before["does"]:
         return f"`{name}` was `{before['does']}`, and is `{step['does']}` now"
     return f"`{name}` has another target or other options" if step["hash"] != before["hash"] else None
+
+
+def _inferred(name: str) -> str:
+    is_source = name.startswith(f"{SourceSpec.verb} ")
+    return ", which its rows have told: keep it by the reader's `schema={…}`, and new rows have to fit" * is_source
 
 
 def _types_read(node: Node) -> list[tuple[str, str]]:

@@ -239,6 +239,25 @@ def test_a_program_may_change_its_working_directory(tmp_path: Path, monkeypatch:
         assert read(f"{tmp_path}/out/*").collect().num_rows == 300_000
 
 
+def test_types_that_new_rows_would_change_are_kept_by_a_schema(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("a,b\n1,x\n")
+
+    def run(schema: Any = None) -> int:
+        rows = flow.read_csv(source, schema=schema)
+        return flow.Pipeline("job", rows.write_topic("t")).run(store=tmp_path / "store", until="head").rows_in
+
+    assert run() == 1
+    with source.open("a") as file:
+        file.write("2.5,y\n")
+    with pytest.raises(
+        PlanError, match=r"DF0406.*`a` of `read in` is double now, and was int64, which its rows have told"
+    ):
+        run()
+    source.write_text("a,b\n1,x\n2,y\n")
+    assert run({"a": "int64", "b": "string"}) == run() + 1 == 1
+
+
 def test_each_of_two_steps_of_one_name_is_known(tmp_path: Path) -> None:
     table = pa.table({"t": pa.array([1, 2, 3], pa.timestamp("us"))})
 

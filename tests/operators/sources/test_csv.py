@@ -484,12 +484,11 @@ def test_the_identity_tells_options_apart_and_not_contents(tmp_path: Path) -> No
         {},
         {"delimiter": ";"},
         {"header": False},
-        {"schema": {"a": "int"}},
         {"null_values": ()},
     ]
     found = {CsvSource(path, **one).identity() for one in options}
     write(tmp_path, "a\n2\n")
-    assert len(found | {CsvSource(path).identity()}) == 5
+    assert len(found | {CsvSource(path, schema={"a": "int"}).identity()}) == 4
 
 
 def test_a_simulated_disk_is_read_too() -> None:
