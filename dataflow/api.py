@@ -216,7 +216,8 @@ class Stream:
         earlier, which goes when the new files are there ("replace"), or that only in the directories that get new
         files ("replace_partitions"). `partition_by` makes a directory for each value: `country=DE/`.
 
-        Nulls are empty, an empty text is `""`, times are ISO 8601 (instants in UTC), durations too (`PT1.5S`).
+        Nulls are empty, an empty text is `""`, times are ISO 8601 (instants in UTC), durations too (`PT1.5S`). Where
+        there is only one column, a null is `""` too, since an empty line is no row; a null of a text is refused there.
 
         >>> import tempfile
         >>> import dataflow as flow
@@ -511,6 +512,9 @@ def read_csv(
 
     `schema` (a `pa.Schema`, a dict of type names, a dataclass) may leave columns out; those are inferred from the
     first 10,000 rows. A value that does not fit fails the run with file, line and column.
+
+    `null_values` stand for null. In a text column they do so without quotes only: `""` is an empty text, as `write_csv`
+    writes it. Blank lines are no rows.
     """
     from dataflow.operators.sources.csv import CsvSource
 

@@ -305,9 +305,10 @@ class FileSink:
     def write(self, batch: pa.RecordBatch) -> None:
         if self._finished is not None:
             self._begin_again()
-        self.target.format.check_rows(batch, self.target.path)
-        if self.target.partition_by:
-            check_times(batch.select(list(self.target.partition_by)), self.target.path)
+        partition_by = list(self.target.partition_by)
+        self.target.format.check_rows(batch.drop_columns(partition_by), self.target.path)
+        if partition_by:
+            check_times(batch.select(partition_by), self.target.path)
         self._check_foreign(self._limit.check(batch))
         if self._oldest_at is None and batch.num_rows:
             self._oldest_at = self._clock.monotonic()

@@ -16,7 +16,15 @@ import pyarrow as pa
 
 from dataflow.errors import TypeMismatchError
 from dataflow.operators.sinks.output import HashedFile
-from dataflow.operators.sinks.text import check_text_types, check_times, csv_header, csv_lines, json_lines, pieces
+from dataflow.operators.sinks.text import (
+    check_csv_rows,
+    check_text_types,
+    check_times,
+    csv_header,
+    csv_lines,
+    json_lines,
+    pieces,
+)
 from dataflow.schema import type_name
 
 GROUP_ROWS_MAX = 1 << 20
@@ -144,7 +152,7 @@ def _any_rows(batch: pa.RecordBatch, what: str) -> None:
     """Whatever Arrow can hold."""
 
 
-CSV = FileFormat("csv", "csv", _check_csv, lambda file, s: TextWriter(file, csv_lines, csv_header(s)), check_times)
+CSV = FileFormat("csv", "csv", _check_csv, lambda file, s: TextWriter(file, csv_lines, csv_header(s)), check_csv_rows)
 JSONL = FileFormat("jsonl", "jsonl", _check_jsonl, lambda file, schema: TextWriter(file, json_lines), check_times)
 PARQUET = FileFormat("parquet", "parquet", _check_parquet, ParquetWriter, _any_rows)
 ARROW = FileFormat("arrow", "arrow", _require_columns, ArrowWriter, _any_rows)

@@ -75,6 +75,20 @@ def check_times(batch: pa.RecordBatch, what: str) -> None:
                 )
 
 
+def check_csv_rows(batch: pa.RecordBatch, what: str) -> None:
+    """Refuse what CSV cannot tell: such times, and a null as the only text of a row, which is no empty line."""
+    check_times(batch, what)
+    if batch.num_columns == 1 and is_text_type(batch.schema.field(0).type) and batch.column(0).null_count:
+        name = batch.schema.names[0]
+        raise ConnectorError(
+            f"{what}: column `{name}` is the only one and has a null, whose line would be that of an empty text; the "
+            "rows of this epoch were not written",
+            code="DF0502",
+            help=f'write another column beside it, make a text of it (`coalesce(col.{name}, "none")`), or use '
+            "`write_jsonl`",
+        )
+
+
 def _times_in(column: pa.Array) -> Iterator[pa.Array]:
     """The arrays of times and dates in a column, at any depth."""
     kind = column.type
@@ -125,7 +139,7 @@ def csv_lines(batch: pa.RecordBatch) -> pa.Buffer:
     parts: list[object] = []
     for column in batch.columns:
         parts += [_csv_texts(column), ","]
-    if len(parts) == 2:  # a line without anything on it would not be read as a row
+    if len(parts) == 2:  # a line without anything on it would not be read as a row; texts have no nulls here
         parts[0] = pc.fill_null(parts[0], '""')
     return _joined([*parts[:-1], "\n"], batch.num_rows, _JOIN)
 

@@ -18,7 +18,7 @@ import pyarrow.csv as pc
 
 from dataflow.errors import ConnectorError, TypeMismatchError
 from dataflow.operators.sources.csv_blocks import ByteArray, line_of, row_bounds
-from dataflow.schema import type_name
+from dataflow.schema import is_text_type, type_name
 
 SAMPLE_ROWS = 10_000
 """Types are inferred from so many rows."""
@@ -63,8 +63,29 @@ class CsvFormat:
         return raw.decode("utf-8" if self.is_utf8 else self.encoding, "backslashreplace")
 
     def table(self, raw: pa.Buffer, names: Sequence[str], types: Mapping[str, pa.DataType]) -> pa.Table:
-        """The columns in `types` of some whole rows. `names` are all columns that the rows have."""
-        return self._read(raw, names, pc.ConvertOptions(include_columns=list(types), **self._converting(types)))
+        """The columns in `types` of some whole rows. `names` are all columns that the rows have.
+
+        What stands in quotes is a text, never null; a number in quotes may be null. Arrow asks the same of all columns,
+        so a block that has such fields is read twice.
+        """
+        texts = {name: type for name, type in types.items() if _is_text(type)}
+        if len(texts) in (0, len(types)) or not self._has_quoted_null(raw):
+            return self._converted(raw, names, types, quoted_is_null=not texts)
+        others = {name: type for name, type in types.items() if name not in texts}
+        parts = (self._converted(raw, names, one, quoted_is_null=one is others) for one in (texts, others))
+        columns = {name: column for part in parts for name, column in zip(part.column_names, part.columns, strict=True)}
+        return pa.table({name: columns[name] for name in types})
+
+    def _has_quoted_null(self, raw: pa.Buffer) -> bool:
+        """Whether a field may be one of the null values in quotes (or have these bytes in it)."""
+        block = raw.to_pybytes()
+        return any(f'"{one}"'.encode(self.encoding, "replace") in block for one in self.null_values)
+
+    def _converted(
+        self, raw: pa.Buffer, names: Sequence[str], types: Mapping[str, pa.DataType], *, quoted_is_null: bool
+    ) -> pa.Table:
+        options = self._converting(types, quoted_is_null=quoted_is_null)
+        return self._read(raw, names, pc.ConvertOptions(include_columns=list(types), **options))
 
     def fields(self, row: bytes) -> tuple[str, ...]:
         """The fields of one row as text."""
@@ -83,8 +104,13 @@ class CsvFormat:
         parsing = pc.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=on_ragged)
         return pc.read_csv(pa.BufferReader(raw), reading, parsing, converting)
 
-    def _converting(self, types: Mapping[str, pa.DataType]) -> dict[str, object]:
-        return {"column_types": types, "strings_can_be_null": True, "null_values": self.null_values}
+    def _converting(self, types: Mapping[str, pa.DataType], *, quoted_is_null: bool = True) -> dict[str, object]:
+        return {
+            "column_types": types,
+            "strings_can_be_null": True,
+            "quoted_strings_can_be_null": quoted_is_null,
+            "null_values": self.null_values,
+        }
 
     # ── types ──
 
@@ -264,6 +290,10 @@ def _undecodable(raw: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         return _shown(raw[max(error.start - 10, 0) : error.start + 10])
     return ""
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return is_text_type(type.value_type if pa.types.is_dictionary(type) else type)
 
 
 def _is_number(value: str) -> bool:

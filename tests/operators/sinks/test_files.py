@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dataflow as flow
 from dataflow import col
@@ -104,10 +106,42 @@ def test_csv_comes_back_as_it_was(tmp_path: Path) -> None:
     assert back.to_pydict() == awkward.to_pydict()
 
 
-@pytest.mark.parametrize("column", [pa.array([None, 1, None]), pa.array(["", None, "x"])])
-def test_a_row_of_one_null_is_a_line(tmp_path: Path, column: pa.Array) -> None:
+WORDS = st.none() | st.text(alphabet=st.sampled_from('a",\n\r é'), max_size=3)
+"""None of them is inferred to be a number or a time."""
+WORDS_SCHEMA = pa.schema({"a": pa.string(), "b": pa.string(), "n": pa.int64()})
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(WORDS, WORDS, st.none() | st.integers(0, 9)), min_size=1, max_size=6),
+    is_given=st.booleans(),
+)
+def test_texts_come_back_with_their_nulls_and_empty_ones(
+    tmp_path: Path, rows: list[tuple[str | None, str | None, int | None]], is_given: bool
+) -> None:
+    table = pa.table(dict(zip("abn", map(list, zip(*rows, strict=True)), strict=True)), WORDS_SCHEMA)
+    for path, names in ((tmp_path / "3.csv", ["a", "b", "n"]), (tmp_path / "2.csv", ["b", "a"])):
+        part = table.select(names)
+        path.unlink(missing_ok=True)
+        write("write_csv", path, part)
+        found = flow.read_csv(path, schema=part.schema if is_given else None).collect(workers=1)
+        assert found.to_pydict() == part.to_pydict()
+
+
+@pytest.mark.parametrize("column", [pa.array([None, 1, None]), pa.array(["", "x", ""]), pa.array([""])])
+def test_a_row_of_one_empty_value_is_a_line(tmp_path: Path, column: pa.Array) -> None:
     write("write_csv", tmp_path / "t.csv", pa.table({"a": column}))
-    assert sql(f"SELECT count(*) FROM read_csv('{tmp_path}/t.csv', header=true)") == [(3,)]
+    assert sql(f"SELECT count(*) FROM read_csv('{tmp_path}/t.csv', header=true)") == [(len(column),)]
+    assert flow.read_csv(tmp_path / "t.csv").collect()["a"].to_pylist() == column.to_pylist()
+
+
+def test_a_null_that_would_be_read_as_an_empty_text_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"a": ["x", None], "k": [1, 1]})
+    for path, columns, by in ((tmp_path / "t.csv", ["a"], ()), (f"{tmp_path}/t/", ["a", "k"], "k")):
+        with pytest.raises(ConnectorError, match="column `a` is the only one and has a null") as caught:
+            write("write_csv", path, table.select(columns), partition_by=by)
+        assert caught.value.code == "DF0502" and "write_jsonl" in (caught.value.help or "")
+    assert visible(tmp_path) == []
 
 
 def test_partitions_are_found_by_other_tools(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ TRICKY_ROWS = [
     (1, "a\nb"),
     (2, 'say "hi", twice'),
     (3, "plain"),
-    (4, None),
+    (4, ""),
     (5, 'in"ches'),
     (6, '"\n"'),
     (7, 'xy"z"'),
@@ -318,6 +318,27 @@ def test_null_values_stand_for_nothing(tmp_path: Path) -> None:
         "a": [None, "1", ""],
         "b": [None, "x", ""],
     }
+
+
+def test_texts_in_quotes_are_never_null_and_other_values_may_be(tmp_path: Path) -> None:
+    path = write(tmp_path, 'a,n,b,t\n"",1,,""\n"NA","",x,2020-01-01\nNA,"NA","",\n"x",3,NA,NA\n')
+    expected = {
+        "a": ["", "NA", None, "x"],
+        "n": [1, None, None, 3],
+        "b": [None, "x", "", None],
+        "t": [None, dt.date(2020, 1, 1), None, None],
+    }
+    nulls = ("", "NA")
+    assert columns(CsvSource(path, null_values=nulls)) == expected
+    assert columns(CsvSource(path, null_values=nulls, columns=["n", "a"])) == {one: expected[one] for one in ("n", "a")}
+    assert columns(CsvSource(path, null_values=nulls, encoding="latin-1", block_bytes=1)) == expected
+    assert columns(CsvSource(path, null_values=nulls, schema={"a": "large_string"}))["a"] == expected["a"]
+
+
+def test_a_column_of_empty_texts_is_text(tmp_path: Path) -> None:
+    source = CsvSource(write(tmp_path, 'a,b\n"",\n"",""\n'))
+    assert source.schema(SYSTEM).types == [pa.string(), pa.string()]
+    assert columns(source) == {"a": ["", ""], "b": [None, ""]}
 
 
 def test_types_come_from_the_first_ten_thousand_rows_of_all_files(tmp_path: Path) -> None:
