@@ -154,6 +154,14 @@ class ProjectSpec(StatelessSpec):
 
     def _renamed_in_place(self, schema: pa.Schema, made: Mapping[str, pa.Field]) -> pa.Schema:
         new_of = {expr.name: new for new, expr in self.columns if isinstance(expr, Column)}
+        if len(new_of) < len(self.columns):
+            old = [expr.name for _, expr in self.columns if isinstance(expr, Column)]
+            twice = next(name for name in old if old.count(name) > 1)
+            raise NameNotFoundError(
+                f"rename gives `{twice}` two names",
+                code="DF0203",
+                help=f"keep it and make a copy: `derive({new_of[twice]}=col.{twice})`",
+            )
         fields = [made[new_of[f.name]] if f.name in new_of else f for f in schema]
         names = [f.name for f in fields]
         if clash := {name for name in names if names.count(name) > 1}:

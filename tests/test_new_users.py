@@ -102,6 +102,7 @@ def test_a_sum_that_does_not_fit_says_in_which_window() -> None:
             "agg makes a second column `k`",
             "and the keys",
         ),
+        (lambda s: s.rename(x="k", y="k"), "rename gives `k` two names", "derive(y=col.k)"),
         (lambda s: s.window(flow.tumbling("1m"), by=col.v + 1), "by: `col.v + 1` has no name", '`.alias("name")`'),
         (lambda s: s.window(flow.tumbling("1m"), lateness="-1s"), "lateness cannot be negative", "10s"),
         (lambda s: s.watermark("t", delay="-1s"), "delay cannot be negative", "10s"),
